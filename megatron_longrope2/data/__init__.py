@@ -1,0 +1,1 @@
+"""Documents to tokens, the mixed-window dataset, needle samples."""
