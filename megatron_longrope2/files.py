@@ -33,8 +33,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        elif partial.exists():
+            partial.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
