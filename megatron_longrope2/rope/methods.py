@@ -1,0 +1,209 @@
+"""The closed-form rescaling methods: each gives one vector of factors, [rotary_dim/2] (METHOD section 2).
+
+`scale` is `s = target_length / original_length`; dimensions are cosine dimensions; lengths are in tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.rope import frequencies
+from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors
+from megatron_longrope2.rope.frequencies import FloatArray
+
+
+def pi_factors(rotary_dim: int, scale: float) -> FloatArray:
+    """Position interpolation: `scale` everywhere (Chen et al. 2023)."""
+    return np.full(rotary_dim // 2, float(scale))
+
+
+def ntk_factors(rope_base: float, rotary_dim: int, original_length: int, target_length: int) -> FloatArray:
+    """NTK: the base whose critical dimension at the target is the original one (Liu et al. 2023).
+
+    `b' = b^(log(T/2pi) / log(L/2pi))`, `factor_i = (b'/b)^(2i/rotary_dim)`.
+
+    Raises:
+        InputError: `original_length` is not above 2*pi tokens, where the formula has no meaning.
+    """
+    if original_length <= 2 * math.pi:
+        raise InputError(
+            f"ntk: original_length: {original_length} is too short; NTK needs more than 2*pi tokens"
+        )
+    exponent = math.log(target_length / (2 * math.pi)) / math.log(original_length / (2 * math.pi)) - 1
+    return frequencies.angles(rope_base, rotary_dim) ** -exponent
+
+
+def yarn_factors(
+    rope_base: float,
+    rotary_dim: int,
+    original_length: int,
+    scale: float,
+    *,
+    beta_fast: float = 32,
+    beta_slow: float = 1,
+    truncate: bool = True,
+    critical_dim: int | None = None,
+) -> FloatArray:
+    """YaRN: factor 1 below the ramp, `scale` above, frequencies blended linearly between (Peng et al. 2023).
+
+    The ramp runs over dimensions, from where `beta_fast` full periods fit into the original window to where
+    `beta_slow` do. As in transformers and Megatron-Core, its ends are rounded outwards (`truncate=True`; with
+    False they are kept exact) and bounded by 0 and `rotary_dim - 1`.
+
+    Args:
+        critical_dim: where the ramp ends, in place of `beta_slow` (YaRN-rcd).
+
+    Raises:
+        InputError: not `beta_fast > beta_slow > 0`, or `critical_dim` lies at or below the ramp's start.
+    """
+    if not beta_fast > beta_slow > 0:
+        raise InputError(
+            f"yarn: beta_fast {beta_fast:g} must be above beta_slow {beta_slow:g}, and both positive"
+        )
+
+    def dimension(turns: float) -> float:
+        return rotary_dim / 2 * math.log(original_length / (2 * math.pi * turns)) / math.log(rope_base)
+
+    low, high = dimension(beta_fast), dimension(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    if critical_dim is not None:
+        if critical_dim <= low:
+            raise InputError(
+                f"yarn-rcd: critical_dim: {critical_dim} is not above {low:g}, where the ramp starts "
+                f"(beta_fast {beta_fast:g}); give a larger one or raise beta_fast"
+            )
+        high = critical_dim
+    elif high == low:
+        high += 0.001  # a step, as upstream
+    ramp = np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0, 1)
+    # 1 / (ramp/scale + 1 - ramp), written so that both ends are exact: 1 and scale.
+    return np.clip(scale / (ramp + (1 - ramp) * scale), 1, scale)
+
+
+def yarn_attention_factor(scale: float) -> float:
+    """YaRN's temperature as a multiplier of cosine and sine: `0.1 * ln(scale) + 1`."""
+    return 0.1 * math.log(scale) + 1
+
+
+def ntk_below(g: float, critical_dim: int) -> FloatArray:
+    """The factors below a critical dimension whose own factor is `g`: `g^(i/critical_dim)`, [critical_dim].
+
+    This is what LongRoPE2's search puts below the searched dimensions (Algorithm 2).
+
+    Raises:
+        InputError: `g` is below 1, or `critical_dim` is negative.
+    """
+    if not g >= 1 or critical_dim < 0:
+        raise InputError(
+            f"ntk_below: g {g:g} must be at least 1 and critical_dim {critical_dim} not negative"
+        )
+    return np.power(float(g), np.arange(critical_dim) / max(critical_dim, 1))
+
+
+def ntk_rcd_factors(rotary_dim: int, scale: float, critical_dim: int) -> FloatArray:
+    """NTK whose base makes the factor at `critical_dim` equal `scale`: `scale^(i/critical_dim)`."""
+    return np.power(float(scale), np.arange(rotary_dim // 2) / critical_dim)
+
+
+def _none(rotary_dim: int) -> FloatArray:
+    return np.ones(rotary_dim // 2)
+
+
+# What each method is made from; `make_factors` passes exactly these arguments.
+_METHODS: dict[str, tuple[Callable[..., FloatArray], tuple[str, ...]]] = {
+    "none": (_none, ("rotary_dim",)),
+    "pi": (pi_factors, ("rotary_dim", "scale")),
+    "ntk": (ntk_factors, ("rope_base", "rotary_dim", "original_length", "target_length")),
+    "yarn": (yarn_factors, ("rope_base", "rotary_dim", "original_length", "scale")),
+    "ntk-rcd": (ntk_rcd_factors, ("rotary_dim", "scale", "critical_dim")),
+    "yarn-rcd": (yarn_factors, ("rope_base", "rotary_dim", "original_length", "scale", "critical_dim")),
+}
+METHODS = tuple(_METHODS)
+_YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "truncate")
+
+
+def make_factors(
+    method: str,
+    *,
+    rope_base: float,
+    rotary_dim: int,
+    original_length: int,
+    target_length: int,
+    critical_dim: int | None = None,
+    **options: Any,
+) -> RopeFactors:
+    """The factors of a closed-form method for one model.
+
+    Args:
+        method: one of `METHODS`. "none" is all ones, the baseline that no window extension is.
+        rope_base, rotary_dim: the model's RoPE base and rotated dimensions of a head.
+        original_length, target_length: pre-trained and extended window, tokens.
+        critical_dim: the real critical dimension, for the -rcd methods and only for them.
+        options: for YaRN and YaRN-rcd `beta_fast`, `beta_slow` (YaRN only), `truncate` and
+            `attention_factor`: True makes YaRN's temperature the long window's attention factor (default
+            False: 1).
+
+    Raises:
+        InputError: an unknown method or option, a missing or superfluous critical dimension, or numbers that
+            no factors can have.
+    """
+    source = "make_factors"
+    if method not in _METHODS:
+        raise InputError(f"make_factors: method: unknown {method!r}; known are {', '.join(METHODS)}")
+    allowed: tuple[str, ...] = _YARN_OPTIONS if method.startswith("yarn") else ()
+    if method == "yarn-rcd":
+        allowed = tuple(name for name in allowed if name != "beta_slow")
+    for name in options:
+        if name not in allowed:
+            raise InputError(
+                f"make_factors: {name}: method {method} takes {', '.join(allowed) or 'no options'}"
+            )
+    # Validated with the identity first, so that no formula meets numbers that it cannot take.
+    identity = RopeFactors(
+        method=method,
+        rope_base=rope_base,
+        rotary_dim=rotary_dim,
+        original_length=original_length,
+        target_length=target_length,
+        critical_dim=None,
+        long_factor=(1.0,) * (rotary_dim // 2),
+        source=source,
+    )
+    _check_critical_dim(identity, critical_dim)
+    with_temperature = options.pop("attention_factor", False)
+    function, names = _METHODS[method]
+    vector = function(
+        **{name: critical_dim if name == "critical_dim" else getattr(identity, name) for name in names},
+        **options,
+    )
+    return replace(
+        identity,
+        critical_dim=critical_dim,
+        long_factor=tuple(vector.tolist()),
+        attention_factor=AttentionFactor(
+            long=yarn_attention_factor(identity.scale) if with_temperature else 1.0
+        ),
+        provenance={"options": options} if options else {},
+        source=source,
+    )
+
+
+def _check_critical_dim(identity: RopeFactors, critical_dim: int | None) -> None:
+    """Refuse a critical dimension that the method needs and lacks, or does not take."""
+    where = f"make_factors: critical_dim: method {identity.method}"
+    if not identity.method.endswith("-rcd"):
+        if critical_dim is not None:
+            raise InputError(f"{where} has none; leave it out")
+        return
+    half, high = identity.rotary_dim // 2, identity.theoretical_critical_dim
+    if critical_dim is None:
+        low = frequencies.critical_dim(identity.rope_base, identity.rotary_dim, identity.original_length, 10)
+        raise InputError(f"{where} needs one; the candidates for this model are {low} to {high}")
+    if not 1 <= critical_dim < half:
+        raise InputError(f"{where}: {critical_dim} is outside [1, {half - 1}]")

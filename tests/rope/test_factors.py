@@ -1,0 +1,175 @@
+"""The factor object and its file: round trips, equality, precision, every refusal."""
+
+import dataclasses
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.rope import FORMAT, AttentionFactor, RopeFactors, load_factors, make_factors
+
+FIELDS: dict[str, Any] = {
+    "format": FORMAT,
+    "method": "longrope2",
+    "rope_base": 10000.0,
+    "rotary_dim": 8,
+    "original_length": 256,
+    "target_length": 2048,
+    "critical_dim": 2,
+    "long_factor": [1.0, 2.5, 8.0, 9.5],
+    "short_factor": [1.0, 1.0, 1.0, 1.0],
+    "attention_factor": {"short": 1.0, "long": 1.2},
+    "provenance": {"seed": 7},
+}
+
+
+def factors() -> RopeFactors:
+    return RopeFactors.from_dict(FIELDS)
+
+
+def test_dict_round_trip() -> None:
+    assert factors().to_dict() == FIELDS
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "factors.json"
+    factors().save(path)
+    assert json.loads(path.read_text()) == FIELDS
+    assert load_factors(path) == factors()
+    assert load_factors(path).provenance == {"seed": 7}
+
+
+def test_optional_fields_have_defaults() -> None:
+    names = ("short_factor", "attention_factor", "provenance")
+    read = RopeFactors.from_dict({name: value for name, value in FIELDS.items() if name not in names})
+    assert read.short_factor == (1.0,) * 4
+    assert read.attention_factor == AttentionFactor(1.0, 1.0)
+    assert read.provenance == {}
+
+
+def test_equality_is_of_the_numbers_not_of_their_history() -> None:
+    assert factors() == dataclasses.replace(factors(), provenance={"seed": 8})
+    assert len({factors(), dataclasses.replace(factors(), provenance={})}) == 1
+    assert factors() != dataclasses.replace(factors(), attention_factor=AttentionFactor())
+
+
+def test_immutable() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        factors().rope_base = 1.0  # type: ignore[misc]
+    provenance = {"seed": [1]}
+    held = dataclasses.replace(factors(), provenance=provenance)
+    provenance["seed"].append(2)
+    assert held.provenance == {"seed": [1]}
+
+
+def test_pickles() -> None:
+    assert pickle.loads(pickle.dumps(factors())) == factors()
+
+
+def test_repr_is_one_readable_line() -> None:
+    assert repr(factors()) == (
+        "RopeFactors(longrope2: 256 -> 2048 tokens (x8), rope_base=10000, rotary_dim=8, critical_dim=2, "
+        "long_factor=1..9.5, attention_factor=1/1.2)"
+    )
+
+
+def test_accepts_arrays() -> None:
+    arrays: dict[str, Any] = {"long_factor": np.array([1, 2.5, 8, 9.5]), "short_factor": np.ones(4)}
+    held = dataclasses.replace(factors(), **arrays)
+    assert held == factors()
+    assert all(type(value) is float for value in held.long_factor)
+
+
+def test_inv_freq() -> None:
+    plain = 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])
+    assert factors().inv_freq("short") == pytest.approx(plain, rel=1e-15)
+    assert factors().inv_freq("long") == pytest.approx(plain / [1, 2.5, 8, 9.5], rel=1e-15)
+
+
+def test_inv_freq_is_rounded_once() -> None:
+    model = make_factors("yarn", rope_base=500000, rotary_dim=128, original_length=8192, target_length=131072)
+    exact, single = model.inv_freq("long"), model.inv_freq("long", np.float32)
+    assert (exact.dtype, single.dtype) == (np.float64, np.float32)
+    assert np.abs(single / exact - 1).max() <= 2.0**-24
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=4, max_size=4).map(sorted))
+def test_json_keeps_every_bit(vector: list[float]) -> None:
+    held = dataclasses.replace(factors(), long_factor=tuple(vector))
+    assert RopeFactors.from_dict(json.loads(json.dumps(held.to_dict()))).long_factor == tuple(vector)
+
+
+def test_ood_dims() -> None:
+    """L = 256 and 4 dimensions: periods 6, 63, 628, 6283, so d_tcd = 2 and factors 2 and 3 must reach 8."""
+    assert factors().theoretical_critical_dim == 2
+    assert factors().ood_dims() == []
+    assert dataclasses.replace(factors(), long_factor=(1, 2, 7.99, 8)).ood_dims() == [2]
+
+
+REFUSALS = [
+    ("format", "longrope2-factors/9", "format: not a factor file"),
+    ("method", "", "method: must be a name"),
+    ("rope_base", "10000", "rope_base: must be a number, got '10000'"),
+    ("rope_base", 0.5, "rope_base: 0.5 is not a finite number above 1"),
+    ("rope_base", math.nan, "rope_base: nan"),
+    ("rotary_dim", 8.0, "rotary_dim: must be a whole number"),
+    ("rotary_dim", 7, "rotary_dim: 7 is not an even number"),
+    ("rotary_dim", 16, "long_factor: 4 numbers, but half the rotary dimension is 8"),
+    ("original_length", 0, "original_length: 0 tokens"),
+    ("original_length", True, "original_length: must be a whole number"),
+    ("target_length", 256, "target_length: 256 is not larger than original_length 256"),
+    ("critical_dim", 5, r"critical_dim: 5 is outside \[0, 4\]"),
+    ("critical_dim", "x", "critical_dim: must be a whole number"),
+    ("long_factor", [1.0, 2.0, 8.0], "long_factor: 3 numbers, but half the rotary dimension is 4"),
+    ("long_factor", [1.0, math.nan, 8.0, 9.0], "long_factor: entry 1 is nan"),
+    ("long_factor", [1.0, 2.0, 8.0, math.inf], "long_factor: entry 3 is inf"),
+    ("long_factor", [0.5, 2.0, 8.0, 9.0], "long_factor: entry 0 is 0.5; a factor must be at least 1"),
+    ("long_factor", [1.0, 3.0, 2.0, 9.0], r"long_factor: entry 2 \(2\) is below entry 1 \(3\)"),
+    ("long_factor", [1.0, "2", 8.0, 9.0], "long_factor: entry 1: must be a number, got '2'"),
+    ("long_factor", 8.0, "long_factor: must be a list of numbers"),
+    ("short_factor", [1.0, 1.0], "short_factor: 2 numbers"),
+    ("short_factor", [1.0, 1.0, 1.0, 0.9], "short_factor: entry 3 is 0.9"),
+    ("short_factor", 1.0, "short_factor: must be a list of numbers"),
+    ("attention_factor", 1.2, "attention_factor: must be"),
+    ("attention_factor", {"middle": 1.2}, "attention_factor: must be"),
+    ("attention_factor", {"long": 0}, "attention_factor.long: 0 is not a finite positive number"),
+    ("attention_factor", {"short": math.inf}, "attention_factor.short: inf"),
+    ("attention_factor", {"short": None}, "attention_factor.short: must be a number"),
+    ("provenance", "me", "provenance: must be an object"),
+    ("critical_dimension", 3, "critical_dimension: unknown field"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSALS)
+def test_refusals_name_file_and_field(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(FIELDS | {name: value}))
+    with pytest.raises(InputError, match=f"^{path}: {message}"):
+        load_factors(path)
+
+
+@pytest.mark.parametrize("name", ["method", "rope_base", "rotary_dim", "critical_dim", "long_factor"])
+def test_refuses_a_missing_field(name: str) -> None:
+    with pytest.raises(InputError, match=f"mine: {name}: missing"):
+        RopeFactors.from_dict({key: value for key, value in FIELDS.items() if key != name}, source="mine")
+
+
+@pytest.mark.parametrize("value", [[], "text", None, {}])
+def test_refuses_what_is_no_factor_file(value: Any) -> None:
+    with pytest.raises(InputError, match="mine: format: not a factor file"):
+        RopeFactors.from_dict(value, source="mine")
+
+
+def test_check_model() -> None:
+    factors().check_model(rope_base=10000, rotary_dim=8, source="model")
+    with pytest.raises(InputError, match="model: rope_base: the factors are for 10000, the model has 500000"):
+        factors().check_model(rope_base=500000, rotary_dim=8, source="model")
+    with pytest.raises(InputError, match="model: rotary_dim: the factors are for 8, the model has 64"):
+        factors().check_model(rope_base=10000, rotary_dim=64, source="model")
