@@ -1,0 +1,208 @@
+"""Segments are what the model and Megatron's loaders expect, for every layout, and resume exactly."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from megatron.core.utils import flatten_batch_for_packed_sequences
+
+from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset, format_statistics
+from megatron_longrope2.data.pools import Pool, write_documents
+from megatron_longrope2.errors import InputError
+
+VOCAB, PAD, EOS = 1000, 999, 0
+SHORT, TARGET = 64, 512
+
+
+def documents(lengths: list[int], base: int = 0) -> list[np.ndarray]:
+    """Documents whose tokens tell which document and place they are from."""
+    return [
+        np.append((base + 7 * i + np.arange(length - 1)) % 900 + 1, EOS) for i, length in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, ...]:
+    folder = tmp_path_factory.mktemp("pools")
+    rng = np.random.default_rng(0)
+    write_documents(folder / "short", documents(rng.integers(1, SHORT + 1, 400).tolist()), vocab_size=VOCAB)
+    write_documents(
+        folder / "long", documents([SHORT + 1, *rng.integers(SHORT + 1, 1500, 40).tolist()]), vocab_size=VOCAB
+    )
+    return (Pool(str(folder / "short"), "short", 3), Pool(str(folder / "long"), "long", 7))
+
+
+def configuration(these: tuple[Pool, ...], **changes: Any) -> MixedWindowConfig:
+    base = MixedWindowConfig(
+        these, original_length=SHORT, target_length=TARGET, global_batch_size=10, seed=1, repeat=True
+    )
+    return replace(base, **changes)
+
+
+def spans(item: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
+    ends = item["cu_seqlens"].tolist()
+    return [(a, b) for a, b in pairwise(ends) if b > a]
+
+
+LAYOUTS = st.sampled_from([(1, 1), (1, 4), (2, 1), (4, 1), (2, 2), (4, 2)])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layout=LAYOUTS, attention=st.sampled_from(["full", "document"]), index=st.integers(0, 200))
+def test_item_keeps_the_contract(
+    pools: tuple[Pool, ...], layout: tuple[int, int], attention: str, index: int
+) -> None:
+    context, sequence = layout
+    config = configuration(
+        pools,
+        context_parallel_size=context,
+        sequence_parallel_size=sequence,
+        long_window_attention=attention,
+    )
+    dataset = MixedWindowDataset(config, 201, pad_id=PAD)
+    item = dataset[index]
+    assert [item[k].dtype for k in ("tokens", "labels", "position_ids")] == [torch.int64] * 3
+    assert item["loss_mask"].dtype == torch.float32
+    assert item["cu_seqlens"].dtype == item["max_seqlen"].dtype == torch.int32
+    assert all(item[k].shape == (TARGET,) for k in ("tokens", "labels", "position_ids", "loss_mask"))
+    assert item["cu_seqlens"].shape == (dataset.cu_seqlens_width,)
+    assert item["cu_seqlens"][0] == 0
+    assert item["cu_seqlens"][-1] == TARGET
+    lengths = [b - a for a, b in spans(item)]
+    assert sum(lengths) == TARGET
+    assert item["max_seqlen"] == max(lengths)
+    assert all(length % config.alignment == 0 for length in lengths)
+    if dataset.window(index) == "short":
+        assert max(lengths) <= SHORT
+    elif attention == "full":
+        assert lengths == [TARGET]
+    for a, b in spans(item):
+        assert item["position_ids"][a:b].tolist() == list(range(b - a))
+        trained = item["loss_mask"][a : b - 1] > 0
+        assert (item["labels"][a : b - 1][trained] == item["tokens"][a + 1 : b][trained]).all()
+        real = item["tokens"][a:b] != PAD
+        if real.any() and context > 1:
+            # Chunks r and 2 cp - 1 - r go to rank r; each rank must get a real token.
+            chunks = real.reshape(2 * context, -1)
+            assert all((chunks[r] | chunks[-1 - r]).any() for r in range(context))
+    # Loss only where there is a next token, and on every one of them.
+    assert not item["loss_mask"][item["tokens"] == PAD].any()
+    assert not (item["labels"][item["loss_mask"] > 0] == PAD).any()
+
+
+def test_short_segments_hold_whole_documents(pools: tuple[Pool, ...]) -> None:
+    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    seen = 0
+    for index in range(100):
+        if dataset.window(index) == "long":
+            continue
+        item = dataset[index]
+        for a, b in spans(item):
+            tokens = item["tokens"][a:b]
+            if (tokens == PAD).all():
+                continue
+            seen += 1
+            assert tokens[-1] == EOS
+            assert (tokens == EOS).sum() == 1
+            assert item["loss_mask"][a:b].tolist() == [1.0] * (b - a - 1) + [0.0]
+    assert seen > 100
+
+
+def test_long_full_segments_train_on_every_token(pools: tuple[Pool, ...]) -> None:
+    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    rows = [dataset[i] for i in range(100) if dataset.window(i) == "long"]
+    full = [row for row in rows if (row["tokens"] != PAD).all()]
+    assert len(full) > len(rows) / 2
+    # A segment that ends with a document's end has no target for its last token; every other token has one.
+    for row in full:
+        ends = row["tokens"][-1] == EOS
+        assert row["loss_mask"].sum() == TARGET - int(ends)
+
+
+def test_a_run_that_resumes_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
+    config = configuration(pools)
+    whole = [MixedWindowDataset(config, 60, pad_id=PAD)[i] for i in range(60)]
+    resumed = MixedWindowDataset(config, 60, pad_id=PAD)
+    for i in range(37, 60):
+        assert all(torch.equal(resumed[i][key], whole[i][key]) for key in whole[i])
+
+
+def test_an_epoch_reads_every_token_once_and_the_next_in_another_order(pools: tuple[Pool, ...]) -> None:
+    config = configuration(pools[:1])
+    segments = MixedWindowDataset(config, 1, pad_id=PAD).statistics()[0]["segments"]
+    dataset = MixedWindowDataset(config, 2 * segments, pad_id=PAD)
+    single = MixedWindowDataset(replace(config, global_batch_size=1), 2 * segments, pad_id=PAD)
+    rows = [tuple(single[i]["tokens"].tolist()) for i in range(2 * segments)]
+    assert sorted(rows[:segments]) == sorted(rows[segments:])
+    assert rows[:segments] != rows[segments:]
+    assert sum(sum(t != PAD for t in row) for row in rows[:segments]) == dataset.statistics()[0]["tokens"]
+
+
+PRINT_ITEMS = """
+import hashlib, json, sys
+from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset
+from megatron_longrope2.data.pools import Pool
+short, long = sys.argv[1:]
+config = MixedWindowConfig((Pool(short, "short", 3), Pool(long, "long", 7)), original_length=64,
+                           target_length=512, global_batch_size=10, seed=1, repeat=True)
+dataset = MixedWindowDataset(config, 40, pad_id=999)
+print(json.dumps([hashlib.sha256(dataset[i]["tokens"].numpy().tobytes()).hexdigest() for i in range(40)]))
+"""
+
+
+def test_every_process_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
+    command = [sys.executable, "-c", PRINT_ITEMS, pools[0].path_prefix, pools[1].path_prefix]
+    one, two = (subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2))
+    first, second = (json.loads(process.communicate()[0].splitlines()[-1]) for process in (one, two))
+    assert first == second
+    assert len(set(first)) > 30
+
+
+def test_upstream_collates_and_flattens_the_items(pools: tuple[Pool, ...]) -> None:
+    dataset = MixedWindowDataset(configuration(pools), 40, pad_id=PAD)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
+    batch = flatten_batch_for_packed_sequences(next(iter(loader)))
+    expected = [a for i in range(4) for a in (torch.tensor(spans(dataset[i]))[:, 1] + i * TARGET).tolist()]
+    assert batch["cu_seqlens"].tolist() == [[0, *expected]]
+    assert batch["tokens"].shape == (1, 4 * TARGET)
+    assert batch["max_seqlen"].tolist() == [max(int(dataset[i]["max_seqlen"]) for i in range(4))]
+
+
+def test_statistics_account_for_the_run(pools: tuple[Pool, ...]) -> None:
+    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    short, long = dataset.statistics()
+    assert (short["samples"], long["samples"]) == (30, 70)
+    assert 0 <= short["waste"] < 0.1
+    assert short["documents"] == 400
+    assert "30 segments" in format_statistics([short, long])
+
+
+def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
+    control = (pools[0], Pool("/nowhere/long", "long", 0))
+    dataset = MixedWindowDataset(configuration(control), 20, pad_id=PAD)
+    assert {dataset.window(i) for i in range(20)} == {"short"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_length": 64}, "target_length: 64 is not larger than original_length 64"),
+        ({"context_parallel_size": 3}, "original_length: 64 is not a multiple of 6"),
+        ({"original_length": 32}, "too long for the short window of 32"),
+        ({"original_length": 128}, "not longer than the short window of 128"),
+        ({"long_window_attention": "sparse"}, '"sparse" is not "full" or "document"'),
+        ({"repeat": False}, "short: the run needs 300 segments of 512 tokens, the pool has"),
+        ({"pools": ()}, "none has a weight above 0"),
+    ],
+)
+def test_bad_configuration_is_refused(pools: tuple[Pool, ...], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MixedWindowDataset(configuration(pools, **changes), 1000, pad_id=PAD)

@@ -1,0 +1,76 @@
+"""Pools are Megatron's own files; damaged ones are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from megatron_longrope2.data.pools import Pool, open_pool, write_documents
+from megatron_longrope2.errors import InputError
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    write_documents(tmp_path / "pool", [np.arange(5), np.arange(9)], vocab_size=100)
+    return tmp_path / "pool"
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1000, np.uint16), (128256, np.int32)])
+def test_upstream_reads_what_is_written(tmp_path: Path, vocab_size: int, dtype: type) -> None:
+    written = [np.array([1, 2, vocab_size - 1]), np.array([3])]
+    assert write_documents(tmp_path / "pool", iter(written), vocab_size=vocab_size) == 2
+    read = IndexedDataset(str(tmp_path / "pool"))
+    assert [document.tolist() for document in (read[0], read[1])] == [w.tolist() for w in written]
+    assert read.document_indices.tolist() == [0, 1, 2]
+    assert read[0].dtype == dtype
+
+
+def test_a_refused_document_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"document 1: token ids 3\.\.100 do not fit a vocabulary of 100"):
+        write_documents(tmp_path / "pool", [np.arange(5), np.array([3, 100])], vocab_size=100)
+    with pytest.raises(InputError, match="document 0: has no token"):
+        write_documents(tmp_path / "pool", [np.array([], dtype=int)], vocab_size=100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pool\.bin: no such file"):
+        open_pool(tmp_path / "pool")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change", "message"),
+    [
+        (".idx", lambda raw: raw[:-3], "cut off or corrupt"),
+        (".idx", lambda raw: raw[:20], "not a Megatron index file"),
+        (".idx", lambda raw: b"x" * len(raw), "not a Megatron index file"),
+        (".idx", lambda raw: raw[:9] + b"\x07" + raw[10:], "version 7"),
+        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "a document of -1 tokens"),
+        (".bin", lambda raw: raw[:-2], "where its index says"),
+    ],
+)
+def test_a_damaged_file_is_refused(prefix: Path, suffix: str, change: object, message: str) -> None:
+    path = prefix.with_suffix(suffix)
+    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(InputError, match=message):
+        open_pool(prefix)
+
+
+def test_an_empty_pool_is_refused(tmp_path: Path) -> None:
+    write_documents(tmp_path / "pool", [], vocab_size=100)
+    with pytest.raises(InputError, match="holds no document"):
+        open_pool(tmp_path / "pool")
+
+
+@pytest.mark.parametrize(
+    ("window", "weight", "message"),
+    [
+        ("middle", 1, '"middle" is not "short" or "long"'),
+        ("short", -1, "-1 is not"),
+        ("short", 0.3, "0.3 is"),
+    ],
+)
+def test_a_bad_pool_is_refused(window: str, weight: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Pool("pool", window, weight)  # type: ignore[arg-type]
