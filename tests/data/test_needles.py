@@ -1,0 +1,366 @@
+"""Needle samples: exact lengths, the answer's tokens, the traps of earlier code, files and refusals."""
+
+import json
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.needle_keys import key_pool
+from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, load_needles, save_needles
+from megatron_longrope2.errors import InputError
+
+VERSES = [
+    "In the beginning was a quiet road, and it led over the hill.",
+    "Nobody knew who had built it; nobody asked.",
+    "The café at its end had déjà vu on the menu.",
+    "And so they went, day after day.",
+]
+NAMES = ["Ann", "Ben", "Cat", "Dot", "Eve"]
+
+
+def make_book(name: str, lines: int = 200) -> Book:
+    return Book(name, "".join(f"{name} went on. {VERSES[i % len(VERSES)]}\n" for i in range(lines)))
+
+
+BOOKS = [make_book(name) for name in NAMES]
+
+
+def byte_level(digits: pre_tokenizers.PreTokenizer | None, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, as GPT-2's and LLaMA 3's; `digits` splits numbers before it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*([digits] if digits else []), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    numbers = [f" {number}" for number in range(1000000, 9000000, 1777)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([book.text for book in BOOKS] + numbers, trainer)
+    return finish(tokenizer, adds_bos)
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """As LLaMA 2's: a metaspace before every text, and bytes for what the vocabulary lacks."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += list("abcdefghijklmnopqrstuvwxyzABCDEINTW0123456789.,:;?-")
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return finish(tokenizer, adds_bos=True)
+
+
+def finish(tokenizer: Tokenizer, adds_bos: bool) -> PreTrainedTokenizerFast:
+    bos = tokenizer.token_to_id("<s>")
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", bos)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZERS = {
+    "single digits": byte_level(pre_tokenizers.Digits(individual_digits=True)),
+    "three digits": byte_level(pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated")),
+    "digits merged with their space": byte_level(None),
+    "sentencepiece": sentencepiece_like(),
+    "no bos added": byte_level(None, adds_bos=False),
+}
+TOKENIZER = TOKENIZERS["single digits"]
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return TOKENIZERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def sampler() -> NeedleSampler:
+    return NeedleSampler(TOKENIZER, BOOKS, seed=3)
+
+
+def text_of(sample: NeedleSample, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> str:
+    return tokenizer.decode(sample.tokens, skip_special_tokens=True)
+
+
+def body_of(sample: NeedleSample) -> tuple[str, str]:
+    """The book text before and after the only needle."""
+    line = f"\nThe magic number for {sample.key} is: {sample.value}.\n"
+    before, after = text_of(sample).split(line)
+    return before.removeprefix("A magic number is hidden in this text.\n"), after.split("\nWhat is the")[0]
+
+
+SAMPLERS = {name: NeedleSampler(tokenizer, BOOKS, seed=1) for name, tokenizer in TOKENIZERS.items()}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(TOKENIZERS)),
+    index=st.integers(0, 10**6),
+    length=st.integers(300, 1500),
+    depth=st.floats(0, 1),
+)
+def test_exactly_t_tokens_that_end_with_the_whole_answer(
+    name: str, index: int, length: int, depth: float
+) -> None:
+    sample = SAMPLERS[name].sample(index, length, depth)
+    assert sample.tokens.shape == sample.answer_mask.shape == (length,)
+    assert (sample.tokens.dtype, sample.answer_mask.dtype) == (torch.int64, torch.bool)
+    answers = int(sample.answer_mask.sum())
+    assert sample.answer_mask[-answers:].all()
+    # The value, wherever the tokenizer cut it, and nothing else but a space that is glued to it.
+    assert TOKENIZERS[name].decode(sample.tokens[-answers:]).strip() == sample.value
+    assert sample.value not in TOKENIZERS[name].decode(sample.tokens[-answers - 1 : -answers])
+    assert text_of(sample, TOKENIZERS[name]).count(sample.value) == 2
+
+
+def test_the_tokenizers_do_cut_numbers_differently() -> None:
+    lengths = {name: int(SAMPLERS[name].sample(0, 300, 0.5).answer_mask.sum()) for name in TOKENIZERS}
+    assert lengths["single digits"] == lengths["sentencepiece"] == 7
+    assert 3 <= lengths["three digits"] < 7
+    assert lengths["digits merged with their space"] < 7
+
+
+def test_one_bos_where_the_tokenizer_adds_one_and_none_otherwise() -> None:
+    for name, tokenizer in TOKENIZERS.items():
+        tokens = SAMPLERS[name].sample(4, 300, 0.5).tokens
+        places = (tokens == tokenizer.bos_token_id).nonzero().flatten().tolist()
+        assert places == ([] if name == "no bos added" else [0])
+
+
+def test_special_tokens_spelled_in_a_book_stay_text() -> None:
+    book = Book("html", "a <s> b </s> c\n" * 100)
+    sample = NeedleSampler(TOKENIZER, [book]).sample(0, 300, 0.5)
+    assert sample.tokens[0] == TOKENIZER.bos_token_id
+    special = torch.tensor([TOKENIZER.bos_token_id, TOKENIZER.eos_token_id])
+    assert not torch.isin(sample.tokens[1:], special).any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(index=st.integers(0, 1000), length=st.integers(200, 800), depth=st.floats(0, 1))
+def test_without_its_needle_the_body_is_the_book_cut_between_words(
+    index: int, length: int, depth: float
+) -> None:
+    sample = SAMPLERS["single digits"].sample(index, length, depth)
+    before, after = body_of(sample)
+    text = next(book.text for book in BOOKS if book.name == sample.book)
+    # The last character may be cut into bytes by the end of the body.
+    start = text.find((before + after).rstrip("\ufffd"))
+    assert start == 0 or text[start - 1] == "\n"
+    if before and after:
+        assert before[-1].isspace() or after[0].isspace()
+
+
+def test_depth_is_a_fraction_of_the_body(sampler: NeedleSampler) -> None:
+    parts = {depth: body_of(sampler.sample(0, 1000, depth)) for depth in (0, 0.25, 0.5, 0.75, 1)}
+    assert parts[0][0] == ""
+    assert parts[1][1] == ""
+    for depth, (before, after) in parts.items():
+        assert len(before) / len(before + after) == pytest.approx(depth, abs=0.02)
+
+
+def test_a_sample_depends_on_seed_index_length_and_depth_only(sampler: NeedleSampler) -> None:
+    sample = sampler.sample(7, 400, 0.3)
+    sampler.sample(8, 900, 0.9)
+    again = NeedleSampler(TOKENIZER, BOOKS, seed=3).sample(7, 400, 0.3)
+    assert torch.equal(sample.tokens, again.tokens)
+    assert (sample.key, sample.value, sample.book) == (again.key, again.value, again.book)
+    for other in (
+        sampler.sample(8, 400, 0.3),
+        NeedleSampler(TOKENIZER, BOOKS, seed=4).sample(7, 400, 0.3),
+    ):
+        assert other.value != sample.value
+
+
+def test_samples_of_one_index_are_paired_over_depths(sampler: NeedleSampler) -> None:
+    drawn = [sampler.sample(5, 400, depth) for depth in (0, 0.4, 1)]
+    assert len({(sample.key, sample.value, sample.book) for sample in drawn}) == 1
+    assert len({body_of(sample)[0] + body_of(sample)[1] for sample in drawn}) == 1
+
+
+def test_ten_samples_are_not_ten_depths_of_one_book(sampler: NeedleSampler) -> None:
+    drawn = list(sampler.samples(10, 400, [k / 9 for k in range(10)]))
+    assert sorted(sample.book for sample in drawn) == sorted(2 * NAMES)
+    assert [sample.depth for sample in drawn] == [k / 9 for k in range(10)]
+    assert len({sample.value for sample in drawn}) == 10
+
+
+def test_books_that_are_too_short_are_passed_over() -> None:
+    sampler = NeedleSampler(TOKENIZER, [make_book("Tiny", 1), *BOOKS])
+    assert {sample.book for sample in sampler.samples(12, 500, [0.5])} == set(NAMES)
+
+
+def test_joined_books_go_on_into_the_next() -> None:
+    short = [make_book(name, 8) for name in NAMES]
+    with pytest.raises(InputError, match="join them"):
+        NeedleSampler(TOKENIZER, short).sample(0, 600, 0.5)
+    sampler = NeedleSampler(TOKENIZER, short, join_books=True)
+    drawn = list(sampler.samples(5, 600, [0.5]))
+    assert {len(sample.tokens) for sample in drawn} == {600}
+    assert len({sample.book for sample in drawn}) == 5
+    assert all(" + " in sample.book for sample in drawn)
+    with pytest.raises(InputError, match="add books"):
+        sampler.sample(0, 6000, 0.5)
+
+
+def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:
+    held_out, train = key_pool("held_out"), key_pool("train")
+    assert len(held_out) == 320
+    assert not set(held_out) & set(train)
+    assert set(held_out) | set(train) == set(key_pool("all"))
+    # The shipped base was trained on the others: this set may never change.
+    assert held_out[:3] == ["tall cloud", "bold path", "clear gate"]
+    for split in ("train", "held_out"):
+        drawn = NeedleSampler(TOKENIZER, BOOKS, keys=split).samples(50, 300, [0.5])
+        assert {sample.key for sample in drawn} <= set(key_pool(split))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("number", r"[1-9]\d{6}"),
+        ("word", r"[a-z]+-[a-z]+"),
+        ("uuid", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
+    ],
+)
+def test_value_kinds(kind: str, pattern: str) -> None:
+    for tokenizer in TOKENIZERS.values():
+        sample = NeedleSampler(tokenizer, BOOKS, value_kind=kind).sample(2, 500, 0.5)
+        assert re.fullmatch(pattern, sample.value)
+        assert tokenizer.decode(sample.tokens[sample.answer_mask]).strip() == sample.value
+        assert f"the magic {kind} for {sample.key}? " in text_of(sample, tokenizer)
+
+
+def test_several_needles_are_all_hidden_and_all_asked_for() -> None:
+    sampler = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=4)
+    sample = sampler.sample(1, 700, 0.6)
+    needles = [(sample.key, sample.value), *((needle.key, needle.value) for needle in sample.more)]
+    assert len(sample.tokens) == 700
+    assert len({key for key, _ in needles}) == 4
+    assert [needle.depth for needle in sample.more] == pytest.approx([0.85, 0.1, 0.35])
+    text, questions = text_of(sample), text_of(sample).split("\nWhat is the magic number for ")[1:]
+    for (key, value), question in zip(needles, questions, strict=True):
+        assert f"The magic number for {key} is: {value}.\n" in text
+        assert question.startswith(f"{key}? The magic number for {key} is: {value}")
+    assert TOKENIZER.decode(sample.tokens[sample.answer_mask]) == "".join(value for _, value in needles)
+
+
+def test_several_needles_lie_at_their_depths() -> None:
+    sample = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=2).sample(1, 1500, 0.2)
+    lines = [f"\nThe magic number for {n.key} is: {n.value}.\n" for n in (sample, *sample.more)]
+    text = text_of(sample).split("\nWhat is")[0].removeprefix("A magic number is hidden in this text.\n")
+    body = len(text) - sum(map(len, lines))
+    assert text.index(lines[0]) / body == pytest.approx(0.2, abs=0.02)
+    assert (text.index(lines[1]) - len(lines[0])) / body == pytest.approx(0.7, abs=0.02)
+
+
+def test_text_without_spaces_takes_a_needle_too() -> None:
+    sample = NeedleSampler(TOKENIZER, [Book("dense", "abcdefg" * 400)]).sample(0, 500, 0.5)
+    before, after = body_of(sample)
+    assert len(sample.tokens) == 500
+    assert len(before) == pytest.approx(len(after), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed: -1 is negative"),
+        ({"keys": "test"}, "keys: 'test' is not a split"),
+        ({"value_kind": "date"}, "value_kind: 'date' is unknown"),
+        ({"needles_per_document": 0}, "needles_per_document: 0 is not in 1..1600"),
+    ],
+)
+def test_refused_settings(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        NeedleSampler(TOKENIZER, BOOKS, **options)
+
+
+def test_refused_samples(sampler: NeedleSampler) -> None:
+    with pytest.raises(InputError, match=r"depth: 1\.5 is not a fraction"):
+        sampler.sample(0, 400, 1.5)
+    with pytest.raises(InputError, match=r"length: 40 tokens leave no room for text; .* take \d+"):
+        sampler.sample(0, 40, 0.5)
+    with pytest.raises(InputError, match=r"books: the longest has \d+ tokens, \d+ are needed"):
+        sampler.sample(0, 100_000, 0.5)
+    with pytest.raises(InputError, match="depths: there are none"):
+        list(sampler.samples(1, 400, []))
+    with pytest.raises(InputError, match="books: there are none"):
+        NeedleSampler(TOKENIZER, [])
+
+
+@pytest.fixture
+def needle_file(tmp_path, sampler: NeedleSampler):
+    path = tmp_path / "needles.safetensors"
+    save_needles(path, list(sampler.samples(3, 300, [0, 1])), TOKENIZER, {**sampler.settings, "x": 1})
+    return path
+
+
+def test_what_is_saved_is_what_is_loaded(needle_file, sampler: NeedleSampler) -> None:
+    samples, manifest = load_needles(needle_file, TOKENIZER)
+    assert manifest["settings"] == {**sampler.settings, "x": 1}
+    assert manifest["length"] == 300
+    for loaded, drawn in zip(samples, sampler.samples(3, 300, [0, 1]), strict=True):
+        assert torch.equal(loaded.tokens, drawn.tokens)
+        assert torch.equal(loaded.answer_mask, drawn.answer_mask)
+        assert (loaded.key, loaded.value, loaded.depth, loaded.book, loaded.more) == (
+            (drawn.key, drawn.value, drawn.depth, drawn.book, drawn.more)
+        )
+
+
+def test_several_needles_survive_the_file(tmp_path) -> None:
+    sampler = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=3)
+    drawn = [sampler.sample(0, 500, 0.5)]
+    save_needles(tmp_path / "n.safetensors", drawn, TOKENIZER, sampler.settings)
+    assert load_needles(tmp_path / "n.safetensors")[0][0].more == drawn[0].more
+
+
+@pytest.mark.parametrize(
+    ("tensors", "manifest", "message"),
+    [
+        # Earlier code fell back to plain perplexity in silence here.
+        ({"answer_mask": None, "labels": torch.ones(3, 300)}, {}, "answer_mask: missing"),
+        ({"answer_mask": torch.zeros(3, 300, dtype=torch.bool)}, {}, "a sample has no answer"),
+        ({"tokens": torch.zeros(3, 299, dtype=torch.int64)}, {}, "tokens [3, 299], answer_mask [3, 300]"),
+        ({}, {"format": "other/1"}, "format: 'other/1', not 'longrope2-needles/1'"),
+    ],
+)
+def test_refused_files(needle_file, tensors: dict, manifest: dict, message: str) -> None:
+    with safe_open(needle_file, framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in ("tokens", "answer_mask")} | tensors
+        manifest = json.loads(file.metadata()["manifest"]) | manifest
+    kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    save_file(kept, needle_file, metadata={"manifest": json.dumps(manifest)})
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_needles(needle_file)
+
+
+def test_refuses_another_tokenizer_and_other_files(needle_file, tmp_path) -> None:
+    with pytest.raises(InputError, match="vocabulary: of another tokenizer"):
+        load_needles(needle_file, TOKENIZERS["sentencepiece"])
+    (tmp_path / "text").write_text("no safetensors")
+    for path in (tmp_path / "text", tmp_path / "absent"):
+        with pytest.raises(InputError, match="cannot be read as a needle file"):
+            load_needles(path)
+
+
+def test_refuses_to_save_nothing_or_mixed_lengths(tmp_path, sampler: NeedleSampler) -> None:
+    with pytest.raises(InputError, match="no samples to write"):
+        save_needles(tmp_path / "n", [], TOKENIZER, {})
+    mixed = [sampler.sample(0, 300, 0), sampler.sample(0, 301, 0)]
+    with pytest.raises(InputError, match=re.escape("samples of [300, 301] tokens")):
+        save_needles(tmp_path / "n", mixed, TOKENIZER, {})
+    assert not list(tmp_path.iterdir())

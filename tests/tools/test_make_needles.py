@@ -1,0 +1,69 @@
+"""The command line that writes needle files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from megatron_longrope2.tools.make_needles import main
+
+from megatron_longrope2.data.needles import load_needles
+from megatron_longrope2.data.tokenizer import load_tokenizer
+
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    arguments = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", *str(value).split())
+    ]
+    monkeypatch.setattr(sys, "argv", ["make_needles", *arguments])
+    main()
+
+
+def test_makes_a_file_of_the_samples_asked_for(monkeypatch, tmp_path, capsys) -> None:
+    output = tmp_path / "needles.safetensors"
+    run(
+        monkeypatch,
+        tokenizer=EXAMPLE / "base",
+        books=EXAMPLE / "books/held_out",
+        length=512,
+        output=output,
+        samples=6,
+        needle_depths="0 0.5 1",
+        keys="held_out",
+        needles_per_document=2,
+        value_kind="word",
+    )
+    samples, manifest = load_needles(output, load_tokenizer(EXAMPLE / "base"))
+    assert [sample.depth for sample in samples] == [0, 0.5, 1, 0, 0.5, 1]
+    assert len({sample.book for sample in samples}) == 6
+    assert all(len(sample.more) == 1 for sample in samples)
+    assert manifest["length"] == 512
+    assert manifest["settings"]["needle_depths"] == [0, 0.5, 1]
+    assert "6 samples of 512 tokens from 6 books" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "absent"}, "absent: no such folder"),
+        ({"tokenizer": EXAMPLE / "books"}, "tokenizer: cannot be read; give tokenizer.json"),
+        ({"books": "absent.txt"}, "absent.txt: cannot be read"),
+        ({"length": 500_000}, "books: the longest has"),
+        ({"needle_depths": 2}, "depth: 2.0 is not a fraction"),
+        ({"samples": 0}, "--samples: 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    monkeypatch, tmp_path, capfd, options: dict, message: str
+) -> None:
+    good = {"tokenizer": EXAMPLE / "base", "books": EXAMPLE / "books/held_out", "length": 300}
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, **(good | {"output": tmp_path / "n.safetensors"} | options))
+    assert stop.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list(tmp_path.iterdir())
