@@ -1,0 +1,218 @@
+"""The one place that knows whether there is a GPU.
+
+Megatron-Core's trainer has no need for CUDA, only many call sites that say "cuda". With no GPU, `install`
+answers them on the CPU, so that the real trainer, optimizers and `torch_dist` checkpoints run over gloo, in one
+process or several. With a GPU it does nothing. Call it before anything of `megatron` is imported.
+"""
+
+import functools
+import logging
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+
+def has_gpu() -> bool:
+    """Whether Megatron runs on CUDA here."""
+    return torch.cuda.is_available()
+
+
+def distributed_backend() -> str:
+    """The torch.distributed backend for this device."""
+    return "nccl" if has_gpu() else "gloo"
+
+
+def rendezvous_store() -> torch.distributed.Store | None:
+    """A store for a process that no launcher started; None under torchrun or srun, which have their own."""
+    return None if "RANK" in os.environ else torch.distributed.HashStore()
+
+
+@functools.cache
+def install() -> None:
+    """Let Megatron run on this machine: nothing to do with a GPU, CPU stand-ins without one."""
+    # Megatron asks for it: tensor parallelism overlaps communication by the order of launches.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if has_gpu():
+        _skip_compilation_of_shipped_helpers()
+        return
+    # Megatron's jit_fuser is torch.compile, which would build C++ kernels at the first step.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    torch.compile = _eager  # type: ignore[assignment]
+    # Megatron warns at import of every CUDA library that is not there.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    _stand_in_for_torch_cuda()
+    _stand_in_for_tensors()
+    _stand_in_for_distributed()
+    _CudaMeansCpu().__enter__()
+    _skip_compilation_of_shipped_helpers()
+    _let_megatron_start_without_cuda()
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("no GPU found: Megatron runs on the CPU over gloo")
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Every torch function that is told `device="cuda"` gets `cpu`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs and "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs = {**kwargs, "device": CPU}
+        if kwargs and kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], CPU, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+def _eager(function: Any = None, **_: Any) -> Any:
+    """torch.compile, as a function or as a decorator with options, that compiles nothing."""
+    return function if function is not None else lambda decorated: decorated
+
+
+class _Stream:
+    """A stream or an event that is always finished."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.device = CPU
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"wait_stream", "wait_event", "synchronize", "record", "wait"}:
+            return _nothing()
+        if name == "record_event":
+            return _Stream
+        if name == "query":
+            return lambda: True
+        if name == "elapsed_time":
+            return lambda _end: 0.0
+        raise AttributeError(name)
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    """A new function each time: torch's compiler refuses one function under two names."""
+    return lambda *_, **__: value
+
+
+def _nothing() -> Callable[..., None]:
+    return _returning(None)
+
+
+def _no_context() -> Callable[..., AbstractContextManager[None]]:
+    return lambda *_, **__: nullcontext()
+
+
+def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
+    return torch.default_generator.get_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+    torch.default_generator.set_state(state)
+
+
+def _stand_in_for_torch_cuda() -> None:
+    cuda: Any = torch.cuda
+    stream = _Stream()
+    # One "device" a process: Megatron builds its model-parallel groups only where it counts some.
+    cuda.device_count = _returning(1)
+    cuda.current_device = _returning(CPU)
+    for name in ("current_stream", "default_stream"):
+        setattr(cuda, name, _returning(stream))
+    cuda.Stream = cuda.Event = _Stream
+    for name in ("stream", "device", "use_mem_pool"):
+        setattr(cuda, name, _no_context())
+    for name in (
+        "set_device",
+        "set_stream",
+        "synchronize",
+        "empty_cache",
+        "_lazy_init",
+        "reset_peak_memory_stats",
+        "check_error",
+    ):
+        setattr(cuda, name, _nothing())
+    cuda._lazy_call = lambda call, **_: call()
+    cuda.is_current_stream_capturing = lambda: False
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        setattr(cuda, name, _returning(0))
+    cuda.memory_stats = lambda *_: {}
+    cuda.get_device_capability = lambda *_: (0, 0)
+    cuda.get_rng_state = cuda.random.get_rng_state = _get_rng_state
+    cuda.set_rng_state = cuda.random.set_rng_state = _set_rng_state
+    cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
+    cuda.default_generators = defaultdict(lambda: torch.default_generator)
+    for name in ("range_push", "range_pop"):
+        setattr(cuda.nvtx, name, _nothing())
+    cuda.nvtx.range = _no_context()
+
+
+def _stand_in_for_tensors() -> None:
+    tensor: Any = torch.Tensor
+    tensor.cuda = lambda self, *_, **__: self
+    tensor.pin_memory = lambda self, *_: self
+    torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign, assignment]
+    original_type = tensor.type
+
+    @functools.wraps(original_type)
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Megatron's optimizers tell parameters apart by the name "torch.cuda.FloatTensor".
+        name = original_type(self, *args, **kwargs)
+        if isinstance(name, str) and not name.startswith("torch.cuda."):
+            return name.replace("torch.", "torch.cuda.", 1)
+        return name
+
+    tensor.type = type_
+    # The data loader would pin its batches for an accelerator.
+    torch.accelerator.is_available = lambda: False  # type: ignore[method-assign]
+
+
+def _stand_in_for_distributed() -> None:
+    dist: Any = torch.distributed
+    barrier, init_process_group = dist.barrier, dist.init_process_group
+
+    @functools.wraps(barrier)
+    def barrier_without_device(*args: Any, device_ids: Any = None, **kwargs: Any) -> Any:  # noqa: ARG001
+        return barrier(*args, **kwargs)
+
+    @functools.wraps(init_process_group)
+    def init_without_device(*args: Any, device_id: Any = None, **kwargs: Any) -> Any:  # noqa: ARG001
+        return init_process_group(*args, **kwargs)
+
+    dist.barrier = barrier_without_device
+    dist.init_process_group = init_without_device
+
+
+def _skip_compilation_of_shipped_helpers() -> None:
+    """The wheel ships the compiled dataset helpers, but not the Makefile that start-up would call."""
+    import megatron.core.datasets.utils as utils
+
+    try:
+        import megatron.core.datasets.helpers_cpp  # noqa: F401
+    except ImportError:
+        return
+    utils.compile_helpers = _nothing()
+
+
+def _let_megatron_start_without_cuda() -> None:
+    import megatron.training.initialize as initialize
+    import megatron.training.training as training
+
+    # Without a second generator, its tracker finds that "the CPU's state changed" at every use.
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
+    training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
+    training.set_jit_fusion_options = _nothing()

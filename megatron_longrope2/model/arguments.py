@@ -1,0 +1,179 @@
+"""Megatron's arguments, completed from the checkpoint and the device, and the model configuration they give."""
+
+import importlib.util
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.checkpointing import (
+    checkpoint_exists,
+    get_load_checkpoint_path_by_args,
+    load_args_from_checkpoint,
+)
+from megatron.training.global_vars import set_global_variables
+
+from megatron_longrope2.device import distributed_backend, has_gpu
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.builder import LongRoPE2ModelConfig
+from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
+
+# What a checkpoint says of its model and upstream's `load_args_from_checkpoint` does not restore.
+MODEL_ARGUMENTS = ("norm_epsilon", "qk_layernorm", "vocab_size", "original_length", "longrope2_factors")
+
+
+def add_model_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """The arguments of the rescaled-RoPE layer; hand this to Megatron as `extra_args_provider`."""
+    group = parser.add_argument_group("LongRoPE2 model")
+    group.add_argument(
+        "--rope-factors",
+        metavar="FILE",
+        help="factor file (factors.json), or the name of a published set; default: what the checkpoint holds, "
+        "else no rescaling",
+    )
+    group.add_argument(
+        "--original-length",
+        type=int,
+        metavar="TOKENS",
+        help="window the model was pre-trained on: documents of at most this length keep the original RoPE; "
+        "default: what the factors or the checkpoint say",
+    )
+    return parser
+
+
+def parse_model_arguments(
+    add_arguments: Callable[[ArgumentParser], ArgumentParser] = add_model_arguments,
+    defaults: dict[str, Any] | None = None,
+    forced: dict[str, Any] | None = None,
+) -> Namespace:
+    """Parse `sys.argv` as Megatron does, with the model's shape and factors from the checkpoint if there is one.
+
+    The resolved factors are left in `args.longrope2_factors` (a dict, so that every checkpoint that Megatron
+    saves carries them).
+
+    Args:
+        add_arguments: adds a command's own arguments.
+        defaults: values for arguments that were not given, as upstream's `args_defaults`.
+        forced: values that the command needs, whatever was given.
+
+    Raises:
+        InputError: no checkpoint where one is named, or factors that are missing, invalid or another model's.
+    """
+    args = parse_args(add_arguments)
+    args.longrope2_factors = None
+    _adapt_to_device(args)
+    vars(args).update(forced or {})
+    source = _checkpoint_source(args)
+    if source is not None:
+        load_args_from_checkpoint(args, load_arg=source)
+        _load_our_args(args, source)
+    if args.original_length is None and args.longrope2_factors is None:
+        args.original_length = args.max_position_embeddings
+    if args.seq_length is not None and args.max_position_embeddings is not None:
+        # Upstream refuses sequences beyond it; for us it is what the rescaled angles reach.
+        args.max_position_embeddings = max(args.max_position_embeddings, args.seq_length)
+    validate_args(args, dict(defaults or {}))
+    args.longrope2_factors = resolve_factors(args).to_dict()
+    args.original_length = args.longrope2_factors["original_length"]
+    set_global_variables(args)
+    return args
+
+
+def model_config(args: Namespace) -> LongRoPE2ModelConfig:
+    """The model configuration of parsed arguments."""
+
+    def with_factors(**kwargs: Any) -> LongRoPE2ModelConfig:
+        return LongRoPE2ModelConfig(rope_factors=factors_of(args), **kwargs)
+
+    # Upstream builds the class it is given from its own fields only; ours has one more.
+    config_class = type("Config", (LongRoPE2ModelConfig,), {"__new__": lambda _cls, **kw: with_factors(**kw)})
+    return gpt_config_from_args(args, model_config_cls=config_class)
+
+
+def factors_of(args: Namespace) -> RopeFactors:
+    """The factors that `parse_model_arguments` resolved."""
+    return RopeFactors.from_dict(args.longrope2_factors, source="longrope2_factors")
+
+
+def resolve_factors(args: Namespace) -> RopeFactors:
+    """`--rope-factors`, else the checkpoint's, else factors of 1 for twice the original length or more.
+
+    Raises:
+        InputError: as `load_factors`; or the original length is not known or contradicts the factors.
+    """
+    if args.rope_factors is not None:
+        factors = load_factors(args.rope_factors, rope_base=args.rotary_base)
+    elif args.longrope2_factors is not None:
+        factors = RopeFactors.from_dict(args.longrope2_factors, source=f"{args.load}: longrope2_factors")
+    else:
+        return _unscaled(args)
+    if args.original_length is not None and args.original_length != factors.original_length:
+        raise InputError(
+            f"{args.rope_factors or args.load}: original_length: {factors.original_length} is not the model's "
+            f"{args.original_length}; use factors made for this model, or pass --original-length"
+        )
+    return factors
+
+
+def _unscaled(args: Namespace) -> RopeFactors:
+    original = args.original_length
+    return make_factors(
+        "none",
+        rope_base=args.rotary_base,
+        rotary_dim=int(args.kv_channels * args.rotary_percent),
+        original_length=original,
+        target_length=max(args.seq_length, 2 * original),
+    )
+
+
+def _checkpoint_source(args: Namespace) -> str | None:
+    """Which of `--load` and `--pretrained-checkpoint` tells the model's shape.
+
+    Raises:
+        InputError: one is named, and none holds a checkpoint (a first run may name a `--load` still empty).
+    """
+    for name in ("load", "pretrained_checkpoint"):
+        if checkpoint_exists(getattr(args, name)):
+            return name
+    if args.pretrained_checkpoint is not None or (args.load is not None and args.load != args.save):
+        where = args.pretrained_checkpoint or args.load
+        option = "--pretrained-checkpoint" if args.pretrained_checkpoint else "--load"
+        raise InputError(
+            f"{where}: no Megatron checkpoint there (latest_checkpointed_iteration.txt is missing); "
+            f"give {option} a folder that convert_hf_to_megatron or pretrain wrote"
+        )
+    return None
+
+
+def _load_our_args(args: Namespace, source: str) -> None:
+    path = Path(get_load_checkpoint_path_by_args(args, load_arg=source))
+    saved = dist_checkpointing.load_common_state_dict(path)["args"]
+    for name in MODEL_ARGUMENTS:
+        value = getattr(saved, name, None)
+        if value is not None and (
+            getattr(args, name, None) is None or name in ("norm_epsilon", "qk_layernorm")
+        ):
+            setattr(args, name, value)
+
+
+def _adapt_to_device(args: Namespace) -> None:
+    """Options that ask for CUDA kernels are off where there is none; Transformer Engine must be installed."""
+    if has_gpu():
+        if args.transformer_impl == "transformer_engine" and not importlib.util.find_spec(
+            "transformer_engine"
+        ):
+            raise InputError(
+                "--transformer-impl: Transformer Engine is not installed; install the `gpu` extra, "
+                "or pass --transformer-impl local"
+            )
+    else:
+        args.transformer_impl = "local"
+        args.distributed_backend = distributed_backend()
+        args.gradient_accumulation_fusion = False
+        args.masked_softmax_fusion = False
+    if args.transformer_impl == "local":
+        args.apply_rope_fusion = False
+        args.no_persist_layer_norm = True

@@ -1,0 +1,69 @@
+"""Megatron's official extension points, `GPTModelConfig` and `GPTModelBuilder`, for LongRoPE2."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.layer_specs import longrope2_layer_spec
+from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
+from megatron_longrope2.rope import RopeFactors
+
+
+@dataclass(kw_only=True)
+class LongRoPE2ModelConfig(GPTModelConfig):
+    """Upstream's model configuration and the RoPE factors of both windows."""
+
+    builder: ClassVar[str] = "megatron_longrope2.model.builder.LongRoPE2ModelBuilder"
+    rope_factors: RopeFactors
+
+    def __post_init__(self) -> None:
+        if self.transformer_layer_spec is None:
+            self.transformer_layer_spec = longrope2_layer_spec  # type: ignore[assignment]
+        self._check_factors()
+
+    def _check_factors(self) -> None:
+        """Raises InputError if the factors are another model's, or the fused kernel cannot apply them."""
+        factors = self.rope_factors
+        rotary_dim = int(self.transformer.kv_channels * self.rotary_percent)
+        if factors.rotary_dim != rotary_dim:
+            raise InputError(
+                f"--rope-factors: rotary_dim: {factors.rotary_dim} is not the model's {rotary_dim}; "
+                "use a factor file made for this model"
+            )
+        if factors.rope_base != self.rotary_base:
+            raise InputError(
+                f"--rope-factors: rope_base: {factors.rope_base:g} is not the model's {self.rotary_base:g}; "
+                "use a factor file made for this model"
+            )
+        attention_factor = factors.attention_factor
+        if self.transformer.apply_rope_fusion and (attention_factor.short, attention_factor.long) != (
+            1.0,
+            1.0,
+        ):
+            raise InputError(
+                "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other than 1; "
+                "pass --no-rope-fusion"
+            )
+
+
+class LongRoPE2ModelBuilder(GPTModelBuilder):
+    """Builds upstream's GPTModel and gives it the rotary embedding with the switch."""
+
+    _model_config: LongRoPE2ModelConfig
+
+    def build_model(self, pg_collection: ProcessGroupCollection, *args: Any, **kwargs: Any) -> GPTModel:
+        """One pipeline stage; the arguments are upstream's."""
+        model = super().build_model(pg_collection, *args, **kwargs)
+        rotary = LongRoPE2RotaryEmbedding(
+            self._model_config.rope_factors,
+            rotary_interleaved=model.config.rotary_interleaved,
+            cp_group=pg_collection.cp,
+        )
+        model.rotary_pos_emb = rotary
+        for layer in model.decoder.layers:
+            layer.self_attention.rotary = (rotary,)
+        return model

@@ -1,0 +1,103 @@
+"""A Megatron model from a checkpoint, for everything that is not the trainer: search, evaluation, verification."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import unwrap_model
+from megatron.training.checkpointing import load_checkpoint
+from megatron.training.initialize import initialize_megatron
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megatron_longrope2.device import rendezvous_store
+from megatron_longrope2.model.arguments import factors_of, model_config, parse_model_arguments
+from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
+from megatron_longrope2.rope import RopeFactors
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Model chunks of this rank in evaluation mode, with what belongs to them."""
+
+    chunks: list[GPTModel]
+    args: Namespace
+    factors: RopeFactors
+
+    @property
+    def rotaries(self) -> list[LongRoPE2RotaryEmbedding]:
+        """The rotary embeddings of this rank's chunks."""
+        return [chunk.rotary_pos_emb for chunk in self.chunks]
+
+    def set_factors(self, factors: RopeFactors) -> None:
+        """Use other factors from the next forward pass on."""
+        for rotary in self.rotaries:
+            rotary.set_factors(factors)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the converter put beside the weights."""
+        return AutoTokenizer.from_pretrained(self.args.tokenizer_model)
+
+
+def load_model(
+    load_dir: str | Path,
+    *,
+    rope_factors: str | Path | None = None,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    context_parallel_size: int = 1,
+    params_dtype: torch.dtype = torch.float32,
+    extra_arguments: tuple[str, ...] = (),
+) -> LoadedModel:
+    """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint, once a process.
+
+    Args:
+        load_dir: folder that `convert_hf_to_megatron` or `pretrain` wrote.
+        rope_factors: factor file or published name; default: what the checkpoint holds.
+        params_dtype: float32 or bfloat16.
+        extra_arguments: further Megatron command-line arguments.
+
+    Raises:
+        InputError: no checkpoint there, or factors that do not fit it.
+    """
+    arguments = [
+        *("--load", str(load_dir)),
+        *("--tensor-model-parallel-size", str(tensor_model_parallel_size)),
+        *("--pipeline-model-parallel-size", str(pipeline_model_parallel_size)),
+        *("--context-parallel-size", str(context_parallel_size)),
+        *("--micro-batch-size", "1", "--no-load-optim", "--no-load-rng", "--exit-on-missing-checkpoint"),
+        *(("--bf16",) if params_dtype == torch.bfloat16 else ()),
+        *(("--rope-factors", str(rope_factors)) if rope_factors is not None else ()),
+        *extra_arguments,
+    ]
+    with _command_line(arguments):
+        args = parse_model_arguments()
+    initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
+    config = model_config(args)
+    builder: Any = config.get_builder_cls()(config)
+    chunks = builder.build_distributed_models(
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+    )
+    load_checkpoint(chunks, None, None)
+    chunks = unwrap_model(chunks)
+    for chunk in chunks:
+        chunk.eval()
+        chunk.requires_grad_(False)
+    return LoadedModel(chunks=chunks, args=args, factors=factors_of(args))
+
+
+@contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Megatron parses sys.argv only."""
+    saved = sys.argv
+    sys.argv = [saved[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = saved

@@ -1,0 +1,1 @@
+"""Mixed context window training on Megatron's own `pretrain` loop."""

@@ -1,0 +1,81 @@
+"""The arguments of mixed context window training, beside Megatron's own."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from megatron_longrope2.data.pools import Pool
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.arguments import add_model_arguments, parse_model_arguments
+
+# Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with a
+# loss. Packed segments do not: only a loss per token is the same in every parallel layout.
+FORCED: dict[str, Any] = {"calculate_per_token_loss": True}
+DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000}
+
+
+def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """Our arguments; hand this to Megatron as `extra_args_provider`."""
+    parser = add_model_arguments(parser)
+    group = parser.add_argument_group("LongRoPE2 mixed context window training")
+    for option, what in (("--pool", "training"), ("--valid-pool", "validation")):
+        group.add_argument(
+            option,
+            nargs=3,
+            action="append",
+            default=[],
+            metavar=("WINDOW", "WEIGHT", "PREFIX"),
+            help=f"{what} documents of one window (short or long), their share of the segments (a whole number), "
+            "and the path of the .bin and .idx without suffix; may be repeated",
+        )
+    group.add_argument(
+        "--long-window-attention",
+        choices=("full", "document"),
+        default="full",
+        help="attention of long segments: over the whole segment (the paper), or inside each document (the "
+        "authors' code); default: %(default)s",
+    )
+    group.add_argument(
+        "--single-window",
+        action="store_true",
+        help="ablation: the rescaled RoPE on every document, whatever its length",
+    )
+    group.add_argument(
+        "--repeat-data",
+        action="store_true",
+        help="read a pool again, in another order, when the run needs more segments than it has",
+    )
+    return parser
+
+
+def parse_training_arguments() -> Namespace:
+    """Megatron's arguments and ours, completed from checkpoint and device, and checked.
+
+    Raises:
+        InputError: no pool; a target length shorter than a segment; an unfit checkpoint or factor file.
+    """
+    args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
+    if not args.valid_pool:
+        args.eval_iters = 0
+    if not args.pool:
+        raise InputError("--pool: no training documents; give at least one, e.g. --pool long 1 data/long")
+    target = args.longrope2_factors["target_length"]
+    if args.seq_length > target:
+        raise InputError(
+            f"--seq-length: {args.seq_length} is longer than the {target} tokens that the RoPE factors were made "
+            "for; use factors for a longer target"
+        )
+    return args
+
+
+def pools(given: list[list[str]]) -> tuple[Pool, ...]:
+    """The pools of `--pool` or `--valid-pool`.
+
+    Raises:
+        InputError: a weight that is no whole number, or an unknown window.
+    """
+    result = []
+    for window, weight, prefix in given:
+        if not weight.isdecimal():
+            raise InputError(f"--pool {window} {weight} {prefix}: weight: {weight!r} is not a whole number")
+        result.append(Pool(path_prefix=prefix, window=window, weight=int(weight)))  # type: ignore[arg-type]
+    return tuple(result)
