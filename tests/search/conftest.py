@@ -1,0 +1,30 @@
+"""A toy objective: exact distances to a hidden vector, split over samples, with no model."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from megatron_longrope2.search.space import Individual, SearchSpace
+
+Loss = Callable[[Individual, int], float]
+
+
+@pytest.fixture
+def tiny_space() -> SearchSpace:
+    """The demo's geometry: heads of 64, 256 to 2048 tokens; critical dimensions 5 to 13."""
+    return SearchSpace(10000.0, 64, 256, 2048)
+
+
+@pytest.fixture
+def toy_loss() -> Loss:
+    """Squared log distance to a hidden vector, weighted anew for each sample; later samples are harder."""
+
+    def loss(individual: Individual, sample: int) -> float:
+        total = 0.0
+        for i, value in enumerate(individual.long_factor):
+            wanted = 8.0 ** (i / 9) if i < 9 else 8.0 + 0.2 * (i - 9)
+            total += (1 + math.cos(i * (sample + 1))) * (math.log(value) - math.log(wanted)) ** 2
+        return (1 + sample) * total
+
+    return loss

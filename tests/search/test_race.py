@@ -1,0 +1,112 @@
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_longrope2.search.race import Race
+
+LOSSES = st.integers(1, 12).flatmap(
+    lambda samples: st.lists(
+        st.lists(
+            st.one_of(st.floats(0, 1e6), st.sampled_from((0.0, 0.1, 0.2, 0.3, math.nan))),
+            min_size=samples,
+            max_size=samples,
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+
+
+def _run(losses: list[list[float]], keep: int, workers: int, **options) -> Race:
+    race = Race(len(losses), len(losses[0]), keep, **options)
+    while jobs := race.jobs(workers):
+        assert len(set(jobs)) == len(jobs) <= workers
+        for candidate, sample in jobs:
+            assert sample not in race.losses[candidate]
+            race.record(candidate, sample, losses[candidate][sample])
+    return race
+
+
+def _best(scores: list[float], keep: int, incumbents: list[float]) -> list[tuple[float, int]]:
+    numbered = [(score, -1 - i) for i, score in enumerate(incumbents)]
+    numbered += [(score, c) for c, score in enumerate(scores)]
+    return sorted(pair for pair in numbered if math.isfinite(pair[0]))[:keep]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    LOSSES,
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.lists(st.floats(0, 1e6), max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_pruning_changes_nothing_among_the_best(losses, keep, workers, incumbents, rnd) -> None:
+    """Survivors, scores to the last bit and ties: as in a full evaluation, for any worker count and order."""
+    difficulty = [rnd.random() for _ in losses[0]]
+    full = _run(losses, keep, 1, incumbents=incumbents, prune=False).scores()
+    pruned = _run(losses, keep, workers, incumbents=incumbents, difficulty=difficulty)
+    assert _best(pruned.scores(), keep, incumbents) == _best(full, keep, incumbents)
+    exact = [math.fsum(row) if all(map(math.isfinite, row)) else math.inf for row in losses]
+    assert full == exact
+
+
+def test_sums_do_not_depend_on_the_order() -> None:
+    values = [0.1, 1e16, 0.2, 3.0, 1e-9]
+    totals = set()
+    for order in itertools.permutations(range(5)):
+        race = Race(1, 5, 1)
+        for sample in order:
+            race.record(0, sample, values[sample])
+        totals.add(race.scores()[0])
+    assert len(totals) == 1
+
+
+def test_hard_samples_first_saves_work() -> None:
+    rnd = random.Random(0)
+    hardness = [0.01] * 8 + [1.0, 2.0]
+    losses = [[h * (0.5 + rnd.random()) * (1 + 0.2 * c) for h in hardness] for c in range(32)]
+    blind = _run(losses, 8, 1).evaluations
+    informed = _run(losses, 8, 1, difficulty=hardness).evaluations
+    assert informed < 150 < 320
+    assert informed <= blind < 320
+
+
+def test_no_candidate_advances_past_the_final_threshold() -> None:
+    losses = [[1.0] * 10 for _ in range(4)] + [[5.0] * 10 for _ in range(4)]
+    race = _run(losses, 4, 1)
+    assert [len(row) for row in race.losses[4:]] == [3, 3, 3, 3]  # 5 and 10 are not above 10, 15 is
+
+
+def test_equal_scores_are_never_dropped() -> None:
+    race = _run([[1.0, 2.0], [2.0, 1.0]], 1, 1, incumbents=[3.0])
+    assert race.scores() == [3.0, 3.0]
+
+
+def test_failed_candidates_are_counted_and_infinitely_bad() -> None:
+    race = _run([[math.nan, 1.0], [math.inf, 1.0], [1.0, 1.0]], 3, 1)
+    assert race.failed == 2
+    assert race.scores() == [math.inf, math.inf, 2.0]
+
+
+def test_every_worker_gets_work_while_there_is_some() -> None:
+    race = Race(2, 5, 1)
+    assert len(race.jobs(8)) == 8
+    assert len(race.jobs(16)) == 10
+
+
+@pytest.mark.parametrize("done", [0, 1, 7])
+def test_progress_restores(done: int) -> None:
+    losses = [[math.nan, 2.0, 1.0], [1.0, 2.0, 3.0], [0.5, 0.5, 0.5]]
+    race = Race(3, 3, 1)
+    for _ in range(done):
+        for candidate, sample in race.jobs(1):
+            race.record(candidate, sample, losses[candidate][sample])
+    again = Race(3, 3, 1)
+    again.restore(race.progress())
+    assert again.losses == race.losses
+    assert again.jobs(3) == race.jobs(3)
