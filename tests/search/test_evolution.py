@@ -75,7 +75,7 @@ def test_pruning_saves_sample_evaluations(toy_loss) -> None:
         race = _evaluate(evolution, toy_loss, difficulty=difficulty)
         scored, difficulty = scored + race.evaluations, race.difficulty
     assert possible == (24 + 6 * 12) * SAMPLES
-    assert scored < 0.75 * possible
+    assert scored < 0.9 * possible
 
 
 def test_search_improves_and_the_best_never_gets_worse(toy_loss) -> None:
