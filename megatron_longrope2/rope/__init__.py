@@ -1,7 +1,11 @@
-"""RoPE rescaling: periods and critical dimensions, the methods, the factor file. Needs only numpy."""
+"""RoPE rescaling: periods and critical dimensions, the methods, the factor file. Needs only numpy.
+
+Also here, imported by name: `hf` (Hugging Face configs), `angles` (the angle table, needs torch), `report`
+(tables) and `plots` (pictures, needs matplotlib).
+"""
 
 from megatron_longrope2.rope.factors import FORMAT, AttentionFactor, RopeFactors, Window
-from megatron_longrope2.rope.frequencies import angles, critical_dim, periods
+from megatron_longrope2.rope.frequencies import critical_dim, periods
 from megatron_longrope2.rope.load import load_factors, published_names
 from megatron_longrope2.rope.methods import METHODS, make_factors, ntk_below, yarn_attention_factor
 
@@ -11,7 +15,6 @@ __all__ = [
     "AttentionFactor",
     "RopeFactors",
     "Window",
-    "angles",
     "critical_dim",
     "load_factors",
     "make_factors",

@@ -1,4 +1,4 @@
-"""Reading factors from wherever a user has them: a factor file, a CSV, or a published set by name."""
+"""Reading factors from wherever a user has them: a file, a published set, a Hugging Face model folder."""
 
 import math
 from importlib.resources import files
@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json
 from megatron_longrope2.rope.factors import RopeFactors
+from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
 
 _PUBLISHED = files(__package__) / "published"
 
@@ -27,13 +28,14 @@ def load_factors(
     target_length: int | None = None,
     critical_dim: int | None = None,
 ) -> RopeFactors:
-    """Read factors: a JSON factor file, a CSV (one number a line), or a published set's name.
+    """Read factors from a JSON factor file, a CSV (one number a line), a published set's name, or the RoPE of a
+    Hugging Face model that is rescaled already (its folder or `config.json`).
 
     What is known of the model may be given: a CSV holds numbers only and needs `rope_base`,
     `original_length` and `target_length`; what another file says must agree with them.
 
     Args:
-        place: path of the file, or one of `published_names()`.
+        place: path of the file or folder, or one of `published_names()`.
         rope_base, rotary_dim: the model's RoPE base and rotated dimensions of a head.
         original_length, target_length: tokens.
         critical_dim: for a CSV, the dimension from which the factors reach the scale.
@@ -50,6 +52,8 @@ def load_factors(
     path = Path(place)
     if path.suffix == ".csv":
         factors = _from_csv(path, given, critical_dim)
+    elif path.name == "config.json" or (path / "config.json").exists():
+        factors = _from_hf_folder(path.parent if path.name == "config.json" else path)
     elif path.exists() or path.suffix:
         factors = RopeFactors.from_dict(read_json(path), source=str(path))
     elif str(place) in published_names():
@@ -65,6 +69,16 @@ def load_factors(
                 f"{place}: {name}: the factors are for {getattr(factors, name):g}, not {value:g}; "
                 "use factors made for this model"
             )
+    return factors
+
+
+def _from_hf_folder(folder: Path) -> RopeFactors:
+    source = str(folder / "config.json")
+    factors = factors_from_hf(read_hf_config(folder), source)
+    if factors is None:
+        raise InputError(
+            f"{source}: rope_type: default, not rescaled: there are no factors to read; make some"
+        )
     return factors
 
 

@@ -86,6 +86,33 @@ def yarn_factors(
     return np.clip(scale / (ramp + (1 - ramp) * scale), 1, scale)
 
 
+def llama3_factors(
+    rope_base: float,
+    rotary_dim: int,
+    original_length: int,
+    scale: float,
+    *,
+    low_freq_factor: float,
+    high_freq_factor: float,
+) -> FloatArray:
+    """LLaMA 3.1's rescaling, which goes by the number of periods in the window (rope type `llama3`).
+
+    Factor 1 where there are more than `high_freq_factor`, `scale` where fewer than `low_freq_factor`;
+    between, frequencies are blended linearly in that number.
+
+    Raises:
+        InputError: not `high_freq_factor > low_freq_factor > 0`.
+    """
+    if not high_freq_factor > low_freq_factor > 0:
+        raise InputError(
+            f"llama3: high_freq_factor {high_freq_factor:g} must be above low_freq_factor "
+            f"{low_freq_factor:g}, and both positive"
+        )
+    turns = original_length / frequencies.periods(rope_base, rotary_dim)
+    keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    return np.clip(scale / (1 - keep + keep * scale), 1, scale)
+
+
 def yarn_attention_factor(scale: float) -> float:
     """YaRN's temperature as a multiplier of cosine and sine: `0.1 * ln(scale) + 1`."""
     return 0.1 * math.log(scale) + 1

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import angles, critical_dim, periods
+from megatron_longrope2.rope import critical_dim, periods
+from megatron_longrope2.rope.frequencies import angles
 
 
 @pytest.mark.parametrize(

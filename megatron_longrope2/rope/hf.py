@@ -1,0 +1,351 @@
+"""RoPE in Hugging Face configs: read into factors where fixed vectors can express it, written back.
+
+`config` is always the object of a `config.json`; `source` names it in errors. Field meanings are those of
+transformers 5.23 (`modeling_rope_utils.py`), whose own functions the tests compare with.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import read_json
+from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors
+from megatron_longrope2.rope.frequencies import check_rope
+from megatron_longrope2.rope.methods import llama3_factors, pi_factors, yarn_attention_factor, yarn_factors
+
+# Model types whose base transformers takes to be 10000 when the config is silent.
+_BASE_10000 = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+_ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class HfRope:
+    """The RoPE of a config, whichever schema it is written in.
+
+    Attributes:
+        rope_type: "default", "linear", ...
+        rope_base: RoPE base.
+        head_dim: dimensions of a head.
+        rotary_dim: those of them that are rotated (`partial_rotary_factor`).
+        max_length: `max_position_embeddings`, tokens.
+        fields: the scaling's own fields, and `original_max_position_embeddings` from wherever it stands.
+        source: the config's name.
+    """
+
+    rope_type: str
+    rope_base: float
+    head_dim: int
+    rotary_dim: int
+    max_length: int
+    fields: dict[str, Any]
+    source: str
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A numeric field of the scaling; null counts as absent."""
+        value = self.fields.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise InputError(f"{self.source}: {name}: missing, and rope type {self.rope_type} needs it")
+        return _number(value, f"{self.source}: {name}")
+
+
+def read_hf_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face model folder.
+
+    Raises:
+        InputError: it is missing, unreadable or not an object.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a model config; it must be a JSON object")
+    return config
+
+
+def read_hf_rope(config: dict[str, Any], source: str) -> HfRope:
+    """RoPE type, base, dimensions and length of a config.
+
+    Raises:
+        InputError: a field is missing or wrong, the schemas contradict each other, or the model has several
+            RoPEs (per layer type, multimodal).
+    """
+    fields = _scaling(config, source)
+
+    def anywhere(name: str) -> Any:
+        inside, top = fields.get(name), config.get(name)
+        if None not in (inside, top) and inside != top:
+            raise InputError(
+                f"{source}: {name}: {top} at top level contradicts {inside} in the RoPE parameters"
+            )
+        return top if inside is None else inside
+
+    base = anywhere("rope_theta")
+    if base is None:
+        if config.get("model_type") not in _BASE_10000:
+            raise InputError(f"{source}: rope_theta: missing; write the model's RoPE base into the config")
+        base = 10000.0
+    head_dim = _head_dim(config, source)
+    partial = anywhere("partial_rotary_factor")
+    partial = 1.0 if partial is None else _number(partial, f"{source}: partial_rotary_factor")
+    rotary_dim = int(head_dim * partial)
+    check_rope(_number(base, f"{source}: rope_theta"), rotary_dim, source)
+    original = anywhere("original_max_position_embeddings")
+    return HfRope(
+        rope_type=fields.get("rope_type", "default"),
+        rope_base=float(base),
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        max_length=_whole(config.get("max_position_embeddings"), f"{source}: max_position_embeddings"),
+        fields=fields | ({} if original is None else {"original_max_position_embeddings": original}),
+        source=source,
+    )
+
+
+def factors_from_hf(config: dict[str, Any], source: str) -> RopeFactors | None:
+    """The factors that a config's RoPE amounts to; None where it is not rescaled (rope type "default").
+
+    `linear`, `yarn` and `llama3` apply at every length, so both windows get their vector and attention
+    factor; `longrope` has one vector per window. Where `attention_factor` is absent, transformers' default is
+    computed; `short_mscale` and `long_mscale` (vLLM's) take precedence where they are given.
+
+    Raises:
+        InputError: as `read_hf_rope` and `RopeFactors`; or no fixed vector expresses the rope type.
+    """
+    rope = read_hf_rope(config, source)
+    if rope.rope_type == "default":
+        return None
+    if rope.rope_type == "dynamic":
+        raise InputError(
+            f"{source}: rope_type: dynamic recomputes its base at every length, which fixed factors cannot "
+            "express; make ntk factors for one target length instead"
+        )
+    if rope.rope_type not in _READERS:
+        known = ", ".join(["default", *_READERS])
+        raise InputError(f"{source}: rope_type: {rope.rope_type!r} cannot be read; known are {known}")
+    return _READERS[rope.rope_type](rope)
+
+
+def factors_to_hf(
+    factors: RopeFactors, *, head_dim: int | None = None, split_attention: bool = False
+) -> dict[str, Any]:
+    """The `config.json` fields that make transformers 4 and 5 and vLLM rotate as `factors` say.
+
+    Rope type `longrope`, as `rope_parameters` (transformers 5) and `rope_scaling` (transformers 4, others),
+    with an explicit attention factor, and the lengths where each reader looks for them.
+
+    Args:
+        factors: what to write.
+        head_dim: dimensions of a head; needed where only a part of them is rotated.
+        split_attention: allow attention factors that differ between the windows. vLLM and this package read
+            them; plain transformers will apply the long one to both windows.
+
+    Raises:
+        InputError: the attention factors differ and `split_attention` is False.
+    """
+    attention = factors.attention_factor
+    if attention.short != attention.long and not split_attention:
+        raise InputError(
+            f"attention_factor: short {attention.short:g} and long {attention.long:g} differ, which plain "
+            "transformers cannot express; allow it explicitly (vLLM reads the pair) or make them equal"
+        )
+    shared = {
+        "rope_type": "longrope",
+        "short_factor": list(factors.short_factor),
+        "long_factor": list(factors.long_factor),
+        "factor": factors.scale,
+        "attention_factor": attention.long,
+        "original_max_position_embeddings": factors.original_length,
+        "short_mscale": attention.short,
+        "long_mscale": attention.long,
+    }
+    partial = {}
+    if head_dim is not None and head_dim != factors.rotary_dim:
+        partial["partial_rotary_factor"] = _fraction(factors.rotary_dim, head_dim)
+    return {
+        "max_position_embeddings": factors.target_length,
+        "original_max_position_embeddings": factors.original_length,
+        "rope_theta": factors.rope_base,
+        **partial,
+        "rope_scaling": {**shared, "type": "longrope"},
+        "rope_parameters": {**shared, "rope_theta": factors.rope_base, **partial},
+    }
+
+
+def merge_into_hf(
+    config: dict[str, Any], factors: RopeFactors, source: str, *, split_attention: bool = False
+) -> dict[str, Any]:
+    """A copy of a model's config with its RoPE replaced by `factors` (arguments as `factors_to_hf`).
+
+    Raises:
+        InputError: as `read_hf_rope` and `factors_to_hf`; or the factors are for another base or dimension.
+    """
+    rope = read_hf_rope(config, source)
+    factors.check_model(rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, source=source)
+    kept = {name: value for name, value in config.items() if name not in _ROPE_KEYS}
+    return kept | factors_to_hf(factors, head_dim=rope.head_dim, split_attention=split_attention)
+
+
+def _scaling(config: dict[str, Any], source: str) -> dict[str, Any]:
+    """The fields of `rope_parameters` and `rope_scaling` together; where both are given they must agree."""
+    merged: dict[str, Any] = {}
+    for schema in ("rope_parameters", "rope_scaling"):
+        fields = config.get(schema) or {}
+        if not isinstance(fields, dict):
+            raise InputError(f"{source}: {schema}: must be an object, got {fields!r}")
+        fields = dict(fields)
+        if "type" in fields:  # transformers before 4.43
+            fields.setdefault("rope_type", fields.pop("type"))
+            fields.pop("type", None)
+        for name, value in fields.items():
+            if isinstance(value, dict) or name == "mrope_section":
+                raise InputError(f"{source}: {schema}.{name}: several RoPEs in one model are not supported")
+            if name in merged and merged[name] != value:
+                raise InputError(
+                    f"{source}: {name}: rope_parameters and rope_scaling contradict each other, and readers "
+                    "differ in which they take; make them agree"
+                )
+        merged |= fields
+    return merged
+
+
+def _head_dim(config: dict[str, Any], source: str) -> int:
+    def whole(name: str) -> int:
+        return _whole(config.get(name), f"{source}: {name}")
+
+    if config.get("head_dim") is not None:
+        return whole("head_dim")
+    return whole("hidden_size") // whole("num_attention_heads")
+
+
+def _whole(value: Any, where: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{where}: must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where}: must be a number, got {value!r}")
+    return float(value)
+
+
+def _fraction(part: int, whole: int) -> float:
+    """`part / whole`, such that `int(whole * fraction)`, as readers compute it, gives `part` back."""
+    fraction = part / whole
+    return fraction if int(whole * fraction) == part else math.nextafter(fraction, 2)
+
+
+def _original_length(rope: HfRope) -> int:
+    name = "original_max_position_embeddings"
+    return _whole(rope.fields.get(name), f"{rope.source}: {name}", least=2)
+
+
+def _factor(rope: HfRope, default: float | None = None) -> float:
+    factor = rope.number("factor", default)
+    if not 1 <= factor < math.inf:
+        raise InputError(f"{rope.source}: factor: {factor:g} is not a finite number of at least 1")
+    return factor
+
+
+def _same_in_both_windows(
+    rope: HfRope, method: str, original: int, target: int, vector: Any, attention: float = 1.0
+) -> RopeFactors:
+    values = tuple(vector.tolist())
+    return RopeFactors(
+        method=method,
+        rope_base=rope.rope_base,
+        rotary_dim=rope.rotary_dim,
+        original_length=original,
+        target_length=target,
+        critical_dim=None,
+        long_factor=values,
+        short_factor=values,
+        attention_factor=AttentionFactor(attention, attention),
+        provenance={"file": rope.source, "rope_type": rope.rope_type},
+        source=rope.source,
+    )
+
+
+def _target_length(rope: HfRope, original: int, factor: float) -> int:
+    """`max_position_embeddings`, unless it still states the original length, as some model cards advise."""
+    return rope.max_length if rope.max_length > original else round(original * factor)
+
+
+def _from_linear(rope: HfRope) -> RopeFactors:
+    """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
+    factor = _factor(rope)
+    stated = "original_max_position_embeddings" in rope.fields
+    original = _original_length(rope) if stated else round(rope.max_length / factor)
+    target = _target_length(rope, original, factor)
+    return _same_in_both_windows(rope, "pi", original, target, pi_factors(rope.rotary_dim, factor))
+
+
+def _from_yarn(rope: HfRope) -> RopeFactors:
+    original = _original_length(rope)
+    factor = _factor(rope, rope.max_length / original)
+    vector = yarn_factors(
+        rope.rope_base,
+        rope.rotary_dim,
+        original,
+        factor,
+        beta_fast=rope.number("beta_fast", 32),
+        beta_slow=rope.number("beta_slow", 1),
+        truncate=rope.fields.get("truncate", True),
+    )
+    mscale, mscale_all = rope.number("mscale", 0), rope.number("mscale_all_dim", 0)
+    default = yarn_attention_factor(factor)
+    if mscale and mscale_all:
+        default = (1 + (default - 1) * mscale) / (1 + (default - 1) * mscale_all)
+    attention = rope.number("attention_factor", default)
+    return _same_in_both_windows(
+        rope, "yarn", original, _target_length(rope, original, factor), vector, attention
+    )
+
+
+def _from_llama3(rope: HfRope) -> RopeFactors:
+    original, factor = _original_length(rope), _factor(rope)
+    vector = llama3_factors(
+        rope.rope_base,
+        rope.rotary_dim,
+        original,
+        factor,
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+    )
+    return _same_in_both_windows(rope, "llama3", original, _target_length(rope, original, factor), vector)
+
+
+def _from_longrope(rope: HfRope) -> RopeFactors:
+    for name in ("long_factor", "short_factor"):
+        if name not in rope.fields:
+            raise InputError(f"{rope.source}: {name}: missing, and rope type longrope needs it")
+    original = _original_length(rope)
+    factor = _factor(rope, rope.max_length / original)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention = rope.number("attention_factor", default)
+    return RopeFactors(
+        method="longrope",
+        rope_base=rope.rope_base,
+        rotary_dim=rope.rotary_dim,
+        original_length=original,
+        target_length=rope.max_length,
+        critical_dim=None,
+        long_factor=rope.fields["long_factor"],
+        short_factor=rope.fields["short_factor"],
+        attention_factor=AttentionFactor(
+            rope.number("short_mscale", attention), rope.number("long_mscale", attention)
+        ),
+        provenance={"file": rope.source, "rope_type": rope.rope_type},
+        source=rope.source,
+    )
+
+
+_READERS: dict[str, Callable[[HfRope], RopeFactors]] = {
+    "linear": _from_linear,
+    "yarn": _from_yarn,
+    "llama3": _from_llama3,
+    "longrope": _from_longrope,
+}
