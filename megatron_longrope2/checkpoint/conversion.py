@@ -1,0 +1,59 @@
+"""What both directions of a conversion share: the table that they return, and checks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_longrope2.checkpoint.mapping import Shape
+
+TOKENIZER = "tokenizer"
+"""Folder in a Megatron checkpoint that holds everything of the Hugging Face folder but the weights."""
+
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the mapping table of a conversion."""
+
+    megatron: str
+    shape: Shape
+    dtype: torch.dtype
+    hf: tuple[str, ...]
+
+
+def dtype_option(name: str) -> torch.dtype | None:
+    """The dtype that `--dtype` names; None for "auto"."""
+    return None if name == "auto" else getattr(torch, name)
+
+
+def table(rows: list[Row]) -> str:
+    """The mapping table, one Megatron parameter a line."""
+    lines = [("Megatron", "shape", "dtype", "Hugging Face")]
+    for row in rows:
+        dtype = str(row.dtype).removeprefix("torch.")
+        lines.append((row.megatron, str(list(row.shape)), dtype, " + ".join(row.hf)))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[3]])
+        for line in lines
+    )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: a sum tells nearly always, without a second tensor of the same size."""
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def nbytes(shape: Shape, dtype: torch.dtype) -> int:
+    """Size of a tensor in bytes."""
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def some(names: list[str]) -> str:
+    """Up to three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,191 @@
+"""Megatron checkpoint to Hugging Face folder: streaming, exact, no model built."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, is_finite, some
+from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
+from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
+from megatron_longrope2.checkpoint.hf_folder import write_side_files
+from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
+from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import replacing
+from megatron_longrope2.rope import RopeFactors, load_factors
+
+
+def export_hf(
+    load_dir: str | Path,
+    save_dir: str | Path,
+    *,
+    rope_factors: str | Path | None = None,
+    base_dir: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    allow_nonfinite: bool = False,
+    split_attention: bool = False,
+    dry_run: bool = False,
+) -> list[Row]:
+    """Convert a Megatron `torch_dist` checkpoint, of any parallel layout, to a Hugging Face model folder.
+
+    Args:
+        load_dir: what `--save` of a training run, or `import_hf`, named; the latest checkpoint is taken.
+        save_dir: new folder.
+        rope_factors: factor file or published name; default: what the checkpoint holds.
+        base_dir: config.json and tokenizer of the model that training began from; default: where the
+            checkpoint's `tokenizer_model` points.
+        dtype: of the weights; default: as they are.
+        max_shard_bytes: size at which a new safetensors file begins.
+        allow_nonfinite: convert weights that hold NaN or infinity.
+        split_attention: allow attention factors that differ between the windows, which plain transformers
+            cannot read.
+        dry_run: check everything and write nothing.
+
+    Returns:
+        The mapping table.
+
+    Raises:
+        InputError: anything about the input that cannot be converted exactly; nothing is left half-written.
+    """
+    tensors, save_dir = MegatronTensors(load_dir), Path(save_dir)
+    config = _base_config(tensors, base_dir)
+    check_args(config, tensors.args, str(tensors.folder))
+    dims = config.dims(padded_vocab_size=_padded_vocab_size(tensors, config))
+    _check_stacks(config, tensors, dims)
+    factors = _export_factors(config, tensors, rope_factors)
+    rows = [
+        Row(
+            mapping.megatron,
+            tensors.shape(mapping.megatron),
+            dtype or tensors.dtype(mapping.megatron),
+            mapping.hf,
+        )
+        for mapping in config.mappings()
+    ]
+    out_config = exported_config(config, factors, rows[0].dtype, split_attention=split_attention)
+    if dry_run:
+        return rows
+    specs = _specs(config, tensors, dims, dtype)
+    check_space(save_dir, sum(spec.nbytes for spec in specs))
+    with replacing(save_dir) as partial_dir:
+        write_side_files(config.path.parent, partial_dir, out_config, factors, tensors)
+        parts = _hf_tensors(config, tensors, dims, dtype, allow_nonfinite)
+        with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
+            write_safetensors(partial_dir, specs, _counted(parts, bar.update), max_shard_bytes)
+    return rows
+
+
+def _base_config(tensors: MegatronTensors, base_dir: str | Path | None) -> HFConfig:
+    args = tensors.args
+    if base_dir is None:
+        # A checkpoint may have moved with its folder since `tokenizer_model` was written.
+        beside = tensors.folder.parent / TOKENIZER
+        recorded = Path(str(getattr(args, "tokenizer_model", None) or ""))
+        base_dir = beside if (beside / "config.json").exists() else recorded
+        if not (base_dir / "config.json").exists():
+            raise InputError(
+                f"{tensors.folder}: tokenizer_model: no config.json at {str(recorded)!r}; "
+                "give --base-dir, the folder of the model that training began from"
+            )
+    return HFConfig.read(base_dir)
+
+
+def _padded_vocab_size(tensors: MegatronTensors, config: HFConfig) -> int:
+    name = "embedding.word_embeddings.weight"
+    vocab = int(config.full["vocab_size"])
+    rows = tensors.shape(name)[0] if name in tensors.names() else 0
+    if rows < vocab:
+        raise InputError(f"{tensors.folder}: {name}: {rows} rows, config.json's vocab_size is {vocab}")
+    return rows
+
+
+def _check_stacks(config: HFConfig, tensors: MegatronTensors, dims: ModelDims) -> None:
+    expected = {}
+    for mapping in config.mappings():
+        shape = mapping.megatron_shape(dims)
+        expected[mapping.megatron] = (dims.num_layers, *shape) if mapping.in_layers else shape
+    found = tensors.names()
+    if missing := sorted(expected.keys() - found):
+        raise InputError(
+            f"{tensors.folder}: {some(missing)}: missing; is it a {config.architecture.model_type}?"
+        )
+    if extra := sorted(found - expected.keys()):
+        raise InputError(
+            f"{tensors.folder}: {some(extra)}: has no place in a {config.architecture.model_type} model"
+        )
+    for name, shape in expected.items():
+        if tensors.shape(name) != shape:
+            raise InputError(
+                f"{tensors.folder}: {name}: has shape {list(tensors.shape(name))}, "
+                f"config.json asks for {list(shape)}"
+            )
+
+
+def _export_factors(
+    config: HFConfig, tensors: MegatronTensors, rope_factors: str | Path | None
+) -> RopeFactors | None:
+    if rope_factors is not None:
+        return load_factors(
+            rope_factors,
+            rope_base=config.rope.rope_base,
+            rotary_dim=config.rope.rotary_dim,
+            original_length=getattr(tensors.args, "original_length", None),
+        )
+    saved = getattr(tensors.args, "longrope2_factors", None)
+    if saved is None:
+        return None
+    factors = RopeFactors.from_dict(saved, source=f"{tensors.folder}: longrope2_factors")
+    # The un-rescaled RoPE, which a run without factors trains: config.json says the same by saying nothing.
+    return None if factors.method == "none" and config.factors() is None else factors
+
+
+def _specs(
+    config: HFConfig, tensors: MegatronTensors, dims: ModelDims, dtype: torch.dtype | None
+) -> list[TensorSpec]:
+    return [
+        TensorSpec(name, shape, dtype or tensors.dtype(mapping.megatron))
+        for mapping, layer in _steps(config, dims)
+        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
+    ]
+
+
+def _steps(config: HFConfig, dims: ModelDims) -> Iterator[tuple[Mapping, int]]:
+    """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
+    mappings = config.mappings()
+    first = next(n for n, mapping in enumerate(mappings) if mapping.in_layers)
+    inside = [mapping for mapping in mappings if mapping.in_layers]
+    yield from ((mapping, 0) for mapping in mappings[:first])
+    yield from ((mapping, layer) for layer in range(dims.num_layers) for mapping in inside)
+    yield from ((mapping, 0) for mapping in mappings[first:] if not mapping.in_layers)
+
+
+def _hf_tensors(
+    config: HFConfig,
+    tensors: MegatronTensors,
+    dims: ModelDims,
+    dtype: torch.dtype | None,
+    allow_nonfinite: bool,
+) -> Iterator[tuple[str, Tensor]]:
+    for mapping, layer in _steps(config, dims):
+        tensor = tensors.read(mapping.megatron, layer if mapping.in_layers else None)
+        if not allow_nonfinite and not is_finite(tensor):
+            where = f", layer {layer}" if mapping.in_layers else ""
+            raise InputError(
+                f"{tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
+                "pass --allow-nonfinite to convert it all the same"
+            )
+        if dtype is not None:
+            tensor = tensor.to(dtype)
+        yield from zip(mapping.hf_names(layer), mapping.to_hf(tensor, dims), strict=True)
+
+
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], count: Callable[[], object]
+) -> Iterator[tuple[str, Tensor]]:
+    for item in tensors:
+        yield item
+        count()

@@ -1,0 +1,232 @@
+"""config.json on one side, Megatron's arguments on the other."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
+from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import read_json
+from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.rope.hf import HfRope, factors_from_hf, merge_into_hf, read_hf_rope
+
+CONFIG = "config.json"
+
+# Megatron argument: config.json field.
+FIELDS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "layernorm_epsilon": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+}
+
+# Arguments of every model that converts. Dropout is off: none of these models was trained with it.
+CONSTANTS: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "qk_layernorm": False,
+    "position_embedding_type": "rope",
+    "add_position_embedding": True,
+    "rotary_interleaved": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class HFConfig:
+    """A config.json: as it was written, and completed with its architecture's defaults."""
+
+    path: Path
+    raw: dict[str, Any]
+    full: dict[str, Any]
+    """What transformers 5 makes of it: every field there, the RoPE under `rope_parameters`."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "HFConfig":
+        """Read the config.json of a model folder.
+
+        Raises:
+            InputError: missing, not JSON, an unknown architecture, or something that cannot be converted.
+        """
+        path = Path(folder) / CONFIG
+        raw = read_json(path)
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        if kind not in ARCHITECTURES:
+            raise InputError(
+                f"{path}: model_type: {kind!r} is not supported; known are {', '.join(ARCHITECTURES)} "
+                "(docs/checkpoints.md shows how to add one)"
+            )
+        try:
+            full = AutoConfig.from_pretrained(path.parent, local_files_only=True).to_dict()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a valid {kind} configuration: {_first_line(error)}") from error
+        config = cls(path=path, raw=raw, full=full)
+        config._check()
+        return config
+
+    @property
+    def architecture(self) -> Architecture:
+        """The table that converts it."""
+        return ARCHITECTURES[self.full["model_type"]]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer is the embedding."""
+        return bool(self.full.get("tie_word_embeddings"))
+
+    @property
+    def biased(self) -> bool:
+        """Whether every linear layer has a bias."""
+        return bool(self.full.get("attention_bias"))
+
+    @property
+    def rope(self) -> HfRope:
+        """Base, dimensions and type of its RoPE."""
+        return read_hf_rope(self.full, source=str(self.path))
+
+    def mappings(self) -> list[Mapping]:
+        """The table's rows that this model uses."""
+        return self.architecture.mappings(tied=self.tied, biased=self.biased)
+
+    def dims(self, padded_vocab_size: int) -> ModelDims:
+        """The model's sizes."""
+        sizes = {name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS}
+        return ModelDims(**sizes, kv_channels=self.rope.head_dim, padded_vocab_size=padded_vocab_size)
+
+    def factors(self) -> RopeFactors | None:
+        """The rescaling that config.json asks for; None for plain RoPE.
+
+        Raises:
+            InputError: a rope type that is not known, or a broken one.
+        """
+        return factors_from_hf(self.full, source=str(self.path))
+
+    def check_window(self, original_length: int) -> None:
+        """Refuse sliding-window attention that bites inside the pre-trained window.
+
+        Raises:
+            InputError: the window is shorter than the original length.
+        """
+        window = self.full.get("sliding_window")
+        if window is not None and window < original_length - 1:
+            raise InputError(
+                f"{self.path}: sliding_window: {window} is shorter than the original length "
+                f"{original_length}, where full attention would differ from it; give --original-length of at "
+                f"most {window + 1}"
+            )
+
+    def _check(self) -> None:
+        refused = {"hidden_act": "silu", "mlp_bias": self.biased}
+        for name, wanted in refused.items():
+            value = self.full.get(name, wanted)
+            if value != wanted:
+                raise InputError(f"{self.path}: {name}: {value!r} cannot be converted, only {wanted!r}")
+        if self.biased and not self.architecture.biases:
+            raise InputError(
+                f"{self.path}: attention_bias: {self.full['model_type']} with it is not supported"
+            )
+
+
+_DIMS = set(FIELDS) & set(ModelDims.__dataclass_fields__)
+
+
+def megatron_args(
+    config: HFConfig,
+    dims: ModelDims,
+    *,
+    factors: RopeFactors | None,
+    original_length: int,
+    params_dtype: torch.dtype,
+    tokenizer_folder: Path,
+) -> Namespace:
+    """The arguments that a run with `--use-checkpoint-args` takes from the checkpoint."""
+    base, target = config.rope.rope_base, factors.target_length if factors else original_length
+    return Namespace(
+        **{
+            **CONSTANTS,
+            **{name: config.full[field] for name, field in FIELDS.items()},
+            **config.architecture.arguments,
+            **({"add_bias_linear": True} if config.biased else {}),
+            "kv_channels": dims.kv_channels,
+            "group_query_attention": dims.num_query_groups != dims.num_attention_heads,
+            "untie_embeddings_and_output_weights": not config.tied,
+            "rotary_base": int(base) if base.is_integer() else base,
+            "rotary_percent": config.rope.rotary_dim / dims.kv_channels,
+            "seq_length": original_length,
+            "max_position_embeddings": target,
+            "padded_vocab_size": dims.padded_vocab_size,
+            "make_vocab_size_divisible_by": 128,
+            "tokenizer_type": "HuggingFaceTokenizer",
+            "tokenizer_model": str(tokenizer_folder.absolute()),
+            "params_dtype": params_dtype,
+            "ckpt_format": "torch_dist",
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "no_save_optim": True,
+            "no_save_rng": True,
+            "original_length": original_length,
+            "longrope2_factors": factors.to_dict() if factors else None,
+        }
+    )
+
+
+def check_args(config: HFConfig, args: Namespace, source: str) -> None:
+    """Refuse a config.json that is not the one of a Megatron checkpoint.
+
+    Raises:
+        InputError: a size differs; the first one is named.
+    """
+    expected = {name: config.full[field] for name, field in FIELDS.items() if name != "vocab_size"}
+    expected["kv_channels"] = config.rope.head_dim
+    expected["untie_embeddings_and_output_weights"] = not config.tied
+    for name, value in expected.items():
+        saved = getattr(args, name, None)
+        if name == "num_query_groups" and not getattr(args, "group_query_attention", True):
+            saved = args.num_attention_heads
+        if saved is not None and saved != value:
+            raise InputError(
+                f"{config.path}: {FIELDS.get(name, name)}: {value} is not the {saved} of {source}; "
+                "give the config.json of the model that was trained"
+            )
+
+
+def exported_config(
+    config: HFConfig, factors: RopeFactors | None, dtype: torch.dtype, *, split_attention: bool = False
+) -> dict[str, Any]:
+    """The config.json of an export.
+
+    Args:
+        config: of the model that the checkpoint began from.
+        factors: the checkpoint's; where they are what `config` says, its RoPE stays as it was written.
+        dtype: of the weights.
+        split_attention: allow attention factors that differ between the windows (`factors_to_hf`).
+
+    Raises:
+        InputError: the factors are another model's, or need `split_attention`.
+    """
+    name = str(dtype).removeprefix("torch.")
+    out = {key: value for key, value in config.raw.items() if key not in ("auto_map", "dtype", "torch_dtype")}
+    # transformers 5 reads the first name; 4 and vLLM the second.
+    out |= {"dtype": name, "torch_dtype": name}
+    if factors is None or factors == config.factors():
+        return out
+    out.setdefault("max_position_embeddings", config.full["max_position_embeddings"])
+    out = merge_into_hf(out, factors, str(config.path), split_attention=split_attention)
+    if out.get("sliding_window") is not None:
+        out["sliding_window"] = None
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

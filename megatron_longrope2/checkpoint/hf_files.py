@@ -1,0 +1,189 @@
+"""Safetensors files of a Hugging Face model folder: tensors in and out, one at a time."""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from megatron_longrope2.checkpoint.mapping import Shape
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# The dtypes that weights have, and what safetensors calls them.
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_FROM_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor's name, shape and dtype, without its numbers."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class HFTensors:
+    """The tensors of a Hugging Face folder, read lazily: a file is mapped for one tensor and let go again."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the headers.
+
+        Args:
+            folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
+
+        Raises:
+            InputError: no such files, or one that is truncated or damaged.
+        """
+        self.folder = Path(folder)
+        self.specs: dict[str, TensorSpec] = {}
+        self._file: dict[str, Path] = {}
+        for path in _weight_files(self.folder):
+            for spec in _header(path):
+                self.specs[spec.name] = spec
+                self._file[spec.name] = path
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor, for messages."""
+        return self._file[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._file[name]
+        with _opened(path) as file:
+            return file.get_tensor(name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a Hugging Face model folder")
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{folder / INDEX}: weight_map: missing; download the model again")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    elif (folder / SINGLE).exists():
+        files = [folder / SINGLE]
+    else:
+        raise InputError(
+            f"{folder}: neither {SINGLE} nor {INDEX} is there; save weights in other formats as safetensors"
+        )
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: named in {INDEX} but missing; download it again")
+    return files
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or truncated ({error}); download it again") from error
+
+
+def _header(path: Path) -> Iterator[TensorSpec]:
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (not a dictionary)
+            part = file.get_slice(name)
+            dtype = part.get_dtype()
+            if dtype not in _FROM_NAME:
+                raise InputError(
+                    f"{path}: {name}: dtype {dtype} is not supported; "
+                    f"save the model in one of {', '.join(_FROM_NAME)}"
+                )
+            yield TensorSpec(name, tuple(part.get_shape()), _FROM_NAME[dtype])
+
+
+def shard_files(specs: Iterable[TensorSpec], max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
+    """Divide tensors over files of at most `max_shard_bytes` (or one tensor), named as transformers does."""
+    by_name = {spec.name: spec for spec in specs}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda spec: spec.nbytes,
+        get_storage_id=lambda _: None,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
+
+
+def write_safetensors(
+    folder: Path, specs: list[TensorSpec], tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+) -> None:
+    """Write tensors into sharded safetensors files, with an index where there is more than one.
+
+    Each tensor is written when it comes and never kept: the library's own writer wants a whole file's tensors
+    in memory.
+
+    Args:
+        folder: exists.
+        specs: every tensor that will come.
+        tensors: names and tensors, in any order; dtypes and shapes as in `specs`.
+        max_shard_bytes: upper bound of a file's size (of its tensors).
+
+    Raises:
+        OSError: no space.
+    """
+    shards = shard_files(specs, max_shard_bytes)
+    place: dict[str, tuple[Path, int]] = {}
+    for file, members in shards.items():
+        place |= {name: (folder / file, offset) for name, offset in _write_header(folder / file, members)}
+    for name, tensor in tensors:
+        path, offset = place[name]
+        with path.open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    if len(shards) > 1:
+        weight_map = {spec.name: file for file, members in shards.items() for spec in members}
+        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_header(path: Path, specs: list[TensorSpec]) -> list[tuple[str, int]]:
+    """Write the header of a file; return each tensor's place in it, bytes from the file's start."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # Wide dtypes first keeps every tensor aligned to its own width.
+    for spec in sorted(specs, key=lambda spec: -spec.dtype.itemsize):
+        begin, end = end, end + spec.nbytes
+        header[spec.name] = {
+            "dtype": DTYPES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    start = 8 + len(text)
+    return [(spec.name, start + header[spec.name]["data_offsets"][0]) for spec in specs]
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse before the work what could not be written.
+
+    Raises:
+        InputError: the file system of `folder` (or of its nearest parent that exists) has less free space.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{folder}: needs {needed_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another place"
+        )

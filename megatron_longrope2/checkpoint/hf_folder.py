@@ -1,0 +1,106 @@
+"""What a Hugging Face model folder holds besides weights: tokenizer, generation config, model card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope2 import __version__
+from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.rope import RopeFactors
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+_SIDE_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES, "LICENSE*", "NOTICE*")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_GENERATION_CONFIG = "generation_config.json"
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy everything but weights of a Hugging Face folder into a new folder."""
+    target.mkdir()
+    for pattern in _SIDE_FILES:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def write_side_files(
+    base: Path, target: Path, config: dict[str, Any], factors: RopeFactors | None, tensors: MegatronTensors
+) -> None:
+    """Begin a Hugging Face folder: config, tokenizer, generation config, model card, factor file.
+
+    Args:
+        base: folder with the tokenizer that training used.
+        target: new folder.
+        config: its config.json.
+        factors: what the card tells of; None where the RoPE is not rescaled.
+        tensors: the checkpoint that is exported, for the card.
+    """
+    copy_side_files(base, target)
+    write_json(target / "config.json", config)
+    length = int(config["max_position_embeddings"])
+    if (target / _TOKENIZER_CONFIG).exists():
+        tokenizer = read_json(target / _TOKENIZER_CONFIG)
+        # vLLM caps its context at this.
+        if tokenizer.get("model_max_length", length) < length:
+            write_json(target / _TOKENIZER_CONFIG, tokenizer | {"model_max_length": length})
+    if not (target / _GENERATION_CONFIG).exists():
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        known = {name: config[name] for name in tokens if config.get(name) is not None}
+        write_json(target / _GENERATION_CONFIG, {"_from_model_config": True} | known)
+    if factors is not None:
+        factors.save(target / "factors.json")
+    (target / "README.md").write_text(_card(config, factors, tensors), encoding="utf-8")
+
+
+def _card(config: dict[str, Any], factors: RopeFactors | None, tensors: MegatronTensors) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {config['architectures'][0] if config.get('architectures') else config['model_type']}",
+        "",
+        f"Exported by megatron-longrope2 {__version__} from a Megatron checkpoint "
+        f"(`{tensors.folder.parent.name}/{tensors.folder.name}`, {tensors.iteration} training iterations).",
+        "",
+    ]
+    return "\n".join([*lines, *(_rope_section(factors) if factors else [])])
+
+
+def _rope_section(factors: RopeFactors) -> list[str]:
+    original, target = factors.original_length, factors.target_length
+    attention = factors.attention_factor
+    return [
+        "## Context window",
+        "",
+        f"Extended from {original} to {target} tokens ({factors.scale:g} times) with RoPE factors from "
+        f"`{factors.method}`; they are in `config.json` (rope type `longrope`) and `factors.json`.",
+        f"Up to {original} tokens the angles are the original model's. Attention factor: {attention.short:g} "
+        f"(short), {attention.long:g} (long).",
+        "",
+        "What readers do:",
+        "",
+        "- transformers changes to the long factors when the longest position of a forward call passes "
+        f"{original}. A cached generation that crosses it keeps keys of the short factors: begin again with "
+        "an empty cache and the whole text when it crosses.",
+        f"- vLLM chooses once: short factors with `--max-model-len {original}` or less, long ones above, for "
+        "short prompts too.",
+        "",
+        "## Provenance",
+        "",
+        "```json",
+        json.dumps(factors.provenance, indent=2),
+        "```",
+        "",
+    ]

@@ -1,0 +1,229 @@
+"""How a Megatron tensor corresponds to tensors of a Hugging Face model: the mappings that tables use.
+
+Megatron keeps the layers of a `torch_dist` checkpoint stacked: one tensor a name, [layers, ...]. A mapping
+describes one layer's slice of it (or a tensor outside the layers) and moves no data but its own.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAYERS = "decoder.layers."
+"""Prefix of the Megatron names that are stacked over layers."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """The sizes that decide every tensor's shape."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    padded_vocab_size: int
+
+    @property
+    def query_size(self) -> int:
+        """Rows of the query projection."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key (or the value) projection."""
+        return self.num_query_groups * self.kv_channels
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of queries, keys and values together."""
+        return self.query_size + 2 * self.key_value_size
+
+    @property
+    def gate_up_size(self) -> int:
+        """Rows of gate and up projection together."""
+        return 2 * self.ffn_hidden_size
+
+
+@dataclass(frozen=True)
+class Mapping(ABC):
+    """One Megatron name and the Hugging Face names that hold the same numbers."""
+
+    megatron: str
+    """Name in a `torch_dist` checkpoint (Transformer Engine's names, whichever layer spec trained it)."""
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether there is one of it a layer."""
+        return self.megatron.startswith(LAYERS)
+
+    @property
+    @abstractmethod
+    def hf(self) -> tuple[str, ...]:
+        """Hugging Face names, with `{layer}` where the layer's number stands."""
+
+    @abstractmethod
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        """Shape of one layer's Megatron tensor."""
+
+    @abstractmethod
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        """Shapes of the Hugging Face tensors, in the order of `hf`."""
+
+    @abstractmethod
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+        """The Megatron tensor from the Hugging Face tensors, in the order of `hf`."""
+
+    @abstractmethod
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        """The Hugging Face tensors (views where possible), in the order of `hf`."""
+
+    def hf_names(self, layer: int) -> tuple[str, ...]:
+        """Hugging Face names of one layer (`layer` is ignored outside the layers)."""
+        return tuple(name.format(layer=layer) for name in self.hf)
+
+
+@dataclass(frozen=True)
+class Direct(Mapping):
+    """The same tensor under another name."""
+
+    name: str
+    shape: tuple[str, ...]
+    """Names of `ModelDims` attributes, one a dimension."""
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return tuple(getattr(dims, size) for size in self.shape)
+
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return (self.megatron_shape(dims),)
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:  # noqa: ARG002
+        return parts[0]
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:  # noqa: ARG002
+        return (tensor,)
+
+
+@dataclass(frozen=True)
+class Vocabulary(Mapping):
+    """A row a token: Megatron pads with zero rows, so that tensor parallel ranks get equal shares."""
+
+    name: str
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (dims.padded_vocab_size, dims.hidden_size)
+
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return ((dims.vocab_size, dims.hidden_size),)
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+        padding = dims.padded_vocab_size - dims.vocab_size
+        return torch.nn.functional.pad(parts[0], (0, 0, 0, padding)) if padding else parts[0]
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return (tensor[: dims.vocab_size],)
+
+
+@dataclass(frozen=True)
+class GatedMLP(Mapping):
+    """Megatron's first MLP layer: the gate's rows, then the up projection's."""
+
+    gate: str
+    up: str
+    columns: tuple[str, ...] = ("hidden_size",)
+    """Dimensions after the rows; none for a bias."""
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.gate, self.up)
+
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (dims.gate_up_size, *(getattr(dims, size) for size in self.columns))
+
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        shape = (dims.ffn_hidden_size, *self.megatron_shape(dims)[1:])
+        return (shape, shape)
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:  # noqa: ARG002
+        return torch.cat(parts)
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return tuple(tensor.split(dims.ffn_hidden_size))
+
+
+@dataclass(frozen=True)
+class QKV(Mapping):
+    """Megatron's fused attention input: for each key-value group its queries' heads, its key, its value.
+
+    Nothing is permuted inside a head: both sides rotate halves (`rotary_interleaved` is False).
+    """
+
+    query: str
+    key: str
+    value: str
+    columns: tuple[str, ...] = ("hidden_size",)
+    """Dimensions after the rows; none for a bias."""
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.query, self.key, self.value)
+
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (dims.qkv_size, *(getattr(dims, size) for size in self.columns))
+
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        columns = self.megatron_shape(dims)[1:]
+        return tuple((rows, *columns) for rows in _qkv_rows(dims))
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+        groups = [part.unflatten(0, (dims.num_query_groups, -1)) for part in parts]
+        return torch.cat(groups, dim=1).flatten(0, 1)
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        grouped = tensor.unflatten(0, (dims.num_query_groups, -1))
+        rows = [size // dims.num_query_groups for size in _qkv_rows(dims)]
+        return tuple(part.flatten(0, 1) for part in grouped.split(rows, dim=1))
+
+
+@dataclass(frozen=True)
+class FusedQKV(Mapping):
+    """`QKV`, from one Hugging Face tensor that holds all queries, then all keys, then all values (Phi3)."""
+
+    name: str
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def _unfused(self) -> QKV:
+        return QKV(self.megatron, "query", "key", "value")
+
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return self._unfused.megatron_shape(dims)
+
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return (self.megatron_shape(dims),)
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+        return self._unfused.to_megatron(list(parts[0].split(_qkv_rows(dims))), dims)
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return (torch.cat(self._unfused.to_hf(tensor, dims)),)
+
+
+def _qkv_rows(dims: ModelDims) -> list[int]:
+    return [dims.query_size, dims.key_value_size, dims.key_value_size]

@@ -1,0 +1,306 @@
+"""Megatron's `torch_dist` checkpoints, tensor by tensor, with torch.distributed.checkpoint alone.
+
+No model is built and no process group started. The layout is that of megatron.core.dist_checkpointing 0.19:
+parameters under Transformer Engine's names, layers stacked on the first axis, everything else (arguments,
+iteration) pickled as the object `common_state`; older checkpoints keep that in common.pt.
+"""
+
+import io
+import json
+import pickle
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
+from megatron_longrope2.errors import InputError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+_COMMON = "common_state/shard_0_1"
+_FILE_BYTES = 4_000_000_000
+
+# Modules whose (empty) extra state both layer specs look for when they load; Transformer Engine keeps its
+# scaling factors there when it trains in 8 bits.
+_LAYER_MODULES = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "self_attention.core_attention",
+    "self_attention.q_layernorm",
+    "self_attention.k_layernorm",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A Megatron parameter to be written: its shape and, chunk by chunk, how to make it.
+
+    `make[offset]` returns the chunk at `offset`; all chunks together fill the tensor.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    chunk: Shape
+    make: dict[Shape, Callable[[], Tensor]]
+
+
+class _Chunked(Tensor):
+    """A tensor that torch.distributed.checkpoint sees chunk by chunk (its `_Checkpointable` protocol)."""
+
+    @staticmethod
+    def __new__(cls, stack: Stack) -> "_Chunked":
+        return torch.Tensor._make_wrapper_subclass(cls, torch.Size(stack.shape), dtype=stack.dtype)
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        size = torch.Size(self._stack.chunk)
+        return [ChunkStorageMetadata(torch.Size(offset), size) for offset in self._stack.make]
+
+    def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
+        properties = TensorProperties(dtype=self._stack.dtype)
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk, properties, torch.Size(self._stack.shape)),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self._stack.make[tuple(index.offset)]()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{cls.__name__} only describes a tensor; it cannot compute {func}")
+
+
+class _StreamingWriter(FileSystemWriter):
+    """Lets every tensor go as soon as it is written; the base class keeps some until a file is complete."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results: list[WriteResult] = []
+        items = list(plan.items)
+        number = 0
+        while items:
+            name = f"__0_{number}.distcp"
+            with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
+                while items and stream.tell() < _FILE_BYTES:
+                    item = items.pop(0)
+                    begin = stream.tell()
+                    data = planner.resolve_data(item)
+                    if isinstance(data, io.BytesIO):
+                        stream.write(data.getbuffer())
+                    else:
+                        torch.save(_own_storage(data), stream)
+                    length = stream.tell() - begin
+                    results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
+            number += 1
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """The tensor on a storage of its own size, without a copy: torch.save writes the whole storage."""
+    tensor = tensor.detach().contiguous()
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    flat = tensor.flatten().view(torch.uint8)
+    return torch.from_numpy(flat.numpy()).view(tensor.dtype).view(tensor.shape)
+
+
+def write_checkpoint(folder: Path, stacks: dict[str, Stack], args: Namespace) -> None:
+    """Write a release checkpoint that `megatron.training.checkpointing.load_checkpoint` reads in any layout.
+
+    Args:
+        folder: what `--load` will name; exists.
+        stacks: Megatron name to parameter.
+        args: the model's arguments, for `--use-checkpoint-args`.
+
+    Raises:
+        InputError, OSError: whatever making or writing a tensor raised.
+    """
+    release = folder / RELEASE
+    release.mkdir()
+    state: dict[str, Any] = {name: _Chunked(stack) for name, stack in stacks.items()}
+    common = {
+        "args": args,
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "num_floating_point_operations_so_far": 0,
+        "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+    }
+    # Objects are lists of shards, one shard here.
+    state[_COMMON] = [common]
+    empty = torch.empty(0, dtype=torch.uint8)
+    for module in _LAYER_MODULES:
+        for layer in range(args.num_layers):
+            state[f"{LAYERS}{module}._extra_state/shard_{layer}_{args.num_layers}"] = [empty]
+    state["decoder.final_layernorm._extra_state/shard_0_1"] = [empty]
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(
+                state,
+                storage_writer=_StreamingWriter(release, sync_files=False),
+                planner=planner,
+                no_dist=True,
+            )
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+    (release / "metadata.json").write_text(
+        json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}) + "\n"
+    )
+    (folder / TRACKER).write_text(RELEASE)
+
+
+class _Reader(FileSystemReader):
+    """Reads the metadata once, not once a tensor."""
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        return super().read_metadata()
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        return self.metadata
+
+
+class MegatronTensors:
+    """The parameters and arguments of a `torch_dist` checkpoint of any layout, read lazily."""
+
+    def __init__(self, load_dir: str | Path) -> None:
+        """Find the latest checkpoint and read its metadata.
+
+        Args:
+            load_dir: a folder that `--save` named, or one checkpoint inside it (`release`, `iter_0000100`).
+
+        Raises:
+            InputError: no checkpoint there, another format, or damaged metadata.
+        """
+        self.folder = _checkpoint_folder(Path(load_dir))
+        self._reader = _Reader(self.folder)
+        try:
+            metadata = self._reader.read_metadata()
+        except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+            raise InputError(f"{self.folder / '.metadata'}: cannot be read: {error}") from error
+        self._tensors = {
+            name: value
+            for name, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata)
+        }
+        self._metadata = metadata
+
+    @cached_property
+    def args(self) -> Namespace:
+        """The arguments of the run that saved it.
+
+        Raises:
+            InputError: there are none.
+        """
+        common = self._common_state()
+        if not isinstance(common.get("args"), Namespace):
+            raise InputError(f"{self.folder}: args: missing; only checkpoints saved with arguments convert")
+        return common["args"]
+
+    @cached_property
+    def iteration(self) -> int:
+        """Training iterations behind it (0 when it was converted)."""
+        return int(self._common_state().get("iteration", 0))
+
+    def _common_state(self) -> dict[str, Any]:
+        # Megatron's classes inside it are the ones that Megatron itself allows.
+        from megatron.core.safe_globals import SAFE_GLOBALS
+
+        try:
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                if (self.folder / "common.pt").exists():
+                    return torch.load(self.folder / "common.pt", map_location="cpu", weights_only=True)
+                info = self._metadata.storage_data[MetadataIndex(_COMMON)]
+                with (self.folder / info.relative_path).open("rb") as file:
+                    file.seek(info.offset)
+                    return torch.load(io.BytesIO(file.read(info.length)), weights_only=True)[0]
+        except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"{self.folder}: common_state: cannot be read: {error}") from error
+
+    def names(self) -> set[str]:
+        """Names of the model's tensors: no optimizer, no random state."""
+        return {
+            name for name in self._tensors if name.startswith(("embedding.", "decoder.", "output_layer."))
+        }
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a whole (stacked) tensor."""
+        return tuple(self._tensors[name].size)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype it was saved in."""
+        return self._tensors[name].properties.dtype
+
+    def read(self, name: str, layer: int | None = None) -> Tensor:
+        """One tensor, or one layer of a stacked tensor.
+
+        Raises:
+            InputError: its file is missing or damaged.
+        """
+        shape = self.shape(name)
+        begin = 0 if layer is None else layer
+        size = shape if layer is None else (1, *shape[1:])
+        target = torch.empty(size, dtype=self.dtype(name))
+        wanted = Stack(shape, target.dtype, size, {(begin, *(0,) * (len(shape) - 1)): lambda: target})
+        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                dcp.load({name: _Chunked(wanted)}, storage_reader=self._reader, planner=planner, no_dist=True)
+        except dcp.CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise InputError(f"{self.folder}: {name}: missing or damaged data: {cause}") from error
+        return target if layer is None else target[0]
+
+
+def _checkpoint_folder(load_dir: Path) -> Path:
+    folder = load_dir
+    tracker = load_dir / TRACKER
+    if tracker.exists():
+        step = tracker.read_text().strip()
+        if step != RELEASE and not step.isdigit():
+            raise InputError(f"{tracker}: {step!r} is neither a number nor {RELEASE!r}")
+        folder = load_dir / (RELEASE if step == RELEASE else f"iter_{int(step):07d}")
+    if not (folder / ".metadata").is_file():
+        raise InputError(
+            f"{folder}: no torch_dist checkpoint there ({TRACKER} or .metadata is missing); "
+            "give the folder that --save named"
+        )
+    return folder
