@@ -22,7 +22,7 @@ from megatron_longrope2.model.builder import LongRoPE2ModelConfig
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 
 # What a checkpoint says of its model and upstream's `load_args_from_checkpoint` does not restore.
-MODEL_ARGUMENTS = ("norm_epsilon", "qk_layernorm", "vocab_size", "original_length", "longrope2_factors")
+MODEL_ARGUMENTS = ("layernorm_epsilon", "qk_layernorm", "vocab_size", "original_length", "longrope2_factors")
 
 
 def add_model_arguments(parser: ArgumentParser) -> ArgumentParser:
@@ -154,7 +154,7 @@ def _load_our_args(args: Namespace, source: str) -> None:
     for name in MODEL_ARGUMENTS:
         value = getattr(saved, name, None)
         if value is not None and (
-            getattr(args, name, None) is None or name in ("norm_epsilon", "qk_layernorm")
+            getattr(args, name, None) is None or name in ("layernorm_epsilon", "qk_layernorm")
         ):
             setattr(args, name, value)
 
