@@ -1,0 +1,102 @@
+"""Every format yields every document once, however it is sliced; damage is named."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_longrope2.data.documents import iter_documents, read_slice, slices
+from megatron_longrope2.errors import InputError
+
+# U+2028 ends a line for str.splitlines, but not for JSON lines.
+TEXTS = [f"text {i} é \u2028 {'x' * (i % 37)}" for i in range(300)]
+JSONL = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
+FORMATS = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
+
+
+def zstd(raw: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(raw)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "a.jsonl").write_bytes(JSONL)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(JSONL))
+    middle = JSONL.index(b"\n", len(JSONL) // 2) + 1
+    # Large corpora are often concatenations of compressed files.
+    (folder / "a.jsonl.zst").write_bytes(zstd(JSONL[:middle]) + zstd(JSONL[middle:]))
+    pq.write_table(pa.table({"text": TEXTS, "id": range(300)}), folder / "a.parquet", row_group_size=70)
+    return folder
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_yields_every_document_in_order(folder: Path, name: str) -> None:
+    assert [document.text for document in iter_documents(folder / name)] == TEXTS
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(slice_bytes=st.integers(1, 20_000), name=st.sampled_from(FORMATS))
+def test_slices_lose_and_repeat_nothing(folder: Path, slice_bytes: int, name: str) -> None:
+    parts = slices(folder / name, slice_bytes)
+    assert [document.text for part in parts for document in read_slice(part)] == TEXTS
+
+
+def test_a_folder_is_read_in_order_of_path_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/two.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "SOURCE.md").write_text("not a document")
+    assert [document.text for document in iter_documents(tmp_path)] == ["one", "two"]
+
+
+def test_another_field_may_hold_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "code"}\n\n{"content": "more"}')
+    assert [d.text for d in iter_documents(tmp_path / "a.jsonl", "content")] == ["code", "more"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.jsonl.gz", "damaged or cut off"), ("a.jsonl.zst", "cannot be read"), ("a.parquet", "damaged")],
+)
+def test_a_cut_off_file_is_named(folder: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes((folder / name).read_bytes()[:-30])
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        list(iter_documents(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "ok"}\n{"text": \n', "line at byte 15: not valid JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', 'line at byte 0: no text in field "text"'),
+        ("a.jsonl", b'{"text": 3}\n', 'no text in field "text"'),
+        ("a.txt", b"\xff\xfe", "not UTF-8 text"),
+        ("a.pdf", b"", "unknown kind of file"),
+    ],
+)
+def test_bad_content_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(iter_documents(tmp_path / name))
+
+
+def test_a_parquet_without_the_column_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match='no column "body" among text, id'):
+        list(iter_documents(folder / "a.parquet", "body"))
+
+
+def test_a_missing_path_and_an_empty_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        slices(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no \.txt, .* file in this folder"):
+        slices(tmp_path)

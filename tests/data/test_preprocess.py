@@ -1,0 +1,207 @@
+"""Text becomes pools: all of it, once, in order, however the work is shared out or interrupted."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_longrope2.data import preprocess as module
+from megatron_longrope2.data.encoder import load_encoder
+from megatron_longrope2.data.pools import open_pool
+from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
+from megatron_longrope2.data.shards import Recipe, Shard, cut
+from megatron_longrope2.errors import InputError
+
+SHORT = 128
+
+
+@pytest.fixture
+def config(tmp_path: Path, corpus: list[str], huggingface: Path) -> PreprocessConfig:
+    (tmp_path / "text").mkdir()
+    for half in (0, 1):
+        lines = [json.dumps({"text": text}) + "\n" for text in corpus[half::2]]
+        (tmp_path / f"text/{half}.jsonl").write_text("".join(lines))
+    return PreprocessConfig(str(tmp_path / "text"), str(tmp_path / "out"), str(huggingface), SHORT)
+
+
+def expected(corpus: list[str], config: PreprocessConfig) -> list[list[int]]:
+    encoder = load_encoder(config.tokenizer)
+    bos = [0] if config.add_bos else []
+    texts = corpus[0::2] + corpus[1::2]
+    return [[*bos, *ids.tolist(), 1] for ids in encoder.encode(texts)]
+
+
+def read(path: str) -> list[list[int]]:
+    pool = open_pool(path)
+    return [pool[i].tolist() for i in range(len(pool))]
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_documents_go_to_their_bucket_with_eos_and_at_most_one_bos(
+    config: PreprocessConfig, corpus: list[str], add_bos: bool
+) -> None:
+    config = replace(config, add_bos=add_bos, long_buckets=(1000, 2500))
+    manifest = preprocess(config)
+    documents = expected(corpus, config)
+    ranges = {"short": (0, SHORT), "long-1000": (SHORT, 1000), "long-2500": (1000, 2500)}
+    for entry in manifest["buckets"]:
+        low, high = ranges[entry["name"]]
+        wanted = [document for document in documents if low < len(document) <= high]
+        assert read(f"{config.output}/{entry['name']}") == wanted
+        assert (entry["documents"], entry["tokens"]) == (len(wanted), sum(map(len, wanted)))
+    too_long = [document for document in documents if len(document) > 2500]
+    assert too_long
+    assert manifest["documents_too_long"] == len(too_long)
+    assert manifest["documents"] == len(documents)
+    assert json.loads(Path(config.output, "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_long_documents_are_cut_only_if_asked(
+    config: PreprocessConfig, corpus: list[str], add_bos: bool
+) -> None:
+    config = replace(config, cut_long_documents=True, add_bos=add_bos)
+    preprocess(config)
+    documents = expected(corpus, config)
+    assert read(f"{config.output}/long") == [d for d in documents if len(d) > SHORT]
+    pieces = read(f"{config.output}/short")
+    assert max(map(len, pieces)) == SHORT
+    assert all((piece[0] == 0) == add_bos for piece in pieces)
+    joined = [token for piece in pieces for token in piece if token != 0]
+    assert joined == [token for document in documents for token in document if token != 0]
+
+
+def test_cut_repeats_the_first_token_where_it_is_bos() -> None:
+    assert [p.tolist() for p in cut(np.arange(8), 4, keep_first=True)] == [
+        [0, 1, 2, 3],
+        [0, 4, 5, 6],
+        [0, 7],
+    ]
+    assert [p.tolist() for p in cut(np.arange(8), 4, keep_first=False)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_workers_and_shards_do_not_change_the_result(config: PreprocessConfig, tmp_path: Path) -> None:
+    one = preprocess(config)
+    many = preprocess(replace(config, output=str(tmp_path / "many"), workers=2, shard_bytes=2000))
+    assert one == many
+    for name in ("short.bin", "short.idx", "long.bin", "long.idx"):
+        assert Path(config.output, name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+def test_a_stopped_run_goes_on_from_its_finished_shards(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, shard_bytes=2000)
+    reference = preprocess(replace(config, output=str(tmp_path / "reference")))
+    second = Path(config.input, "1.jsonl")
+    good = second.read_text()
+    second.write_text(good.replace('{"text"', '{"tekst"'))
+    with pytest.raises(InputError, match="no text in field"):
+        preprocess(config)
+    assert not Path(config.output).exists()
+    second.write_text(good)
+    reused = watch_shards(monkeypatch)
+    assert preprocess(config) == reference
+    assert reused
+    assert all(before == after for before, after in reused)
+    assert not (tmp_path / ".out.shards").exists()
+
+
+def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Times of change, before and after, of the shards that the next run finds finished."""
+    times: list[tuple[int, int]] = []
+    original = module._build_shards
+
+    def build(shards: list[Shard], recipe: Recipe, folder: Path, workers: int) -> list[Path]:
+        found = [folder / shard.key(recipe) for shard in shards if (folder / shard.key(recipe)).exists()]
+        before = [path.stat().st_mtime_ns for path in found]
+        folders = original(shards, recipe, folder, workers)
+        times.extend(zip(before, [path.stat().st_mtime_ns for path in found], strict=True))
+        return folders
+
+    monkeypatch.setattr(module, "_build_shards", build)
+    return times
+
+
+def test_a_change_of_settings_does_not_reuse_shards(config: PreprocessConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no document of more than 100000 tokens"):
+        preprocess(replace(config, original_length=100_000))
+    assert preprocess(config)["buckets"][0]["at_most"] == SHORT
+    assert not (tmp_path / ".out.shards").exists()
+
+
+def test_a_full_disk_is_one_line(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(InputError, match=r"out: cannot be written: No space left on device"):
+        preprocess(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": "nowhere"}, "nowhere: no such file or folder"),
+        ({"original_length": 100_000}, "no document of more than 100000 tokens; add longer texts"),
+        ({"original_length": 4}, "no document of at most 4 tokens; add shorter texts, cut"),
+        ({"long_buckets": (5000, 9000)}, "no document of more than 5000 tokens and at most 9000"),
+    ],
+)
+def test_bad_input_is_refused(config: PreprocessConfig, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        preprocess(replace(config, **changes))  # type: ignore[arg-type]
+    assert not Path(config.output).exists()
+
+
+def test_settings_out_of_order_are_refused(config: PreprocessConfig) -> None:
+    with pytest.raises(InputError, match="do not rise"):
+        replace(config, long_buckets=(100,))
+    with pytest.raises(InputError, match="workers: 0 is less than 1"):
+        replace(config, workers=0)
+
+
+def test_empty_buckets_may_be_allowed(config: PreprocessConfig) -> None:
+    preprocess(replace(config, original_length=100_000, allow_empty_buckets=True))
+    assert sorted(p.name for p in Path(config.output).iterdir()) == [
+        "manifest.json",
+        "short.bin",
+        "short.idx",
+    ]
+
+
+def test_an_existing_output_is_not_overwritten(config: PreprocessConfig) -> None:
+    preprocess(config)
+    with pytest.raises(InputError, match="exists already and is not empty"):
+        preprocess(config)
+
+
+def test_bos_that_the_tokenizer_lacks_is_refused(config: PreprocessConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "no_bos"
+    shutil.copytree(config.tokenizer, folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="bos_token: the tokenizer has none"):
+        preprocess(replace(config, tokenizer=str(folder), add_bos=True))
+
+
+def test_command_line(config: PreprocessConfig, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.preprocess_data", "--input", config.input, "--output"]
+    options = ["--tokenizer", config.tokenizer, "--original-length", str(SHORT), "--workers", "2"]
+    root = Path(__file__).parents[2]
+    good = subprocess.run(
+        [*command, str(tmp_path / "cli"), *options], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert good.returncode == 0, good.stderr
+    assert "short: " in good.stdout
+    bad = subprocess.run(
+        [*command, str(tmp_path / "cli"), *options], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 2
+    assert bad.stderr.strip().splitlines()[-1].startswith("error: ")

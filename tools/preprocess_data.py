@@ -1,0 +1,88 @@
+"""Text to tokens: `<output>/short.{bin,idx}`, `<output>/long.{bin,idx}` and `<output>/manifest.json`."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+
+from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
+from megatron_longrope2.errors import run_main
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--input",
+        required=True,
+        metavar="PATH",
+        help=".txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder of them",
+    )
+    add("--output", required=True, metavar="FOLDER", help="folder to make; must not exist or be empty")
+    add(
+        "--tokenizer",
+        required=True,
+        metavar="PATH",
+        help="folder with tokenizer.json or tokenizer.model (sentencepiece, or tiktoken ranks), or the file",
+    )
+    add(
+        "--original-length",
+        type=int,
+        required=True,
+        metavar="TOKENS",
+        help="pre-trained window; documents of at most this length are the short bucket",
+    )
+    add(
+        "--long-buckets",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="TOKENS",
+        help="upper ends of several long buckets (the paper's: 102400 204800), named long-<end>; longer "
+        "documents are dropped and counted; without it there is one bucket, `long`, without an end",
+    )
+    add("--text-field", default="text", metavar="NAME", help="JSON field or parquet column of the text")
+    add("--add-bos", action="store_true", help="put the tokenizer's BOS before every document")
+    add(
+        "--cut-long-documents",
+        action="store_true",
+        help="also cut documents longer than the pre-trained window into pieces for the short bucket",
+    )
+    add("--allow-empty-buckets", action="store_true", help="do not refuse when a bucket gets no document")
+    add("--workers", type=int, default=1, metavar="N", help="processes that tokenize")
+    add(
+        "--shard-size",
+        type=int,
+        default=16,
+        metavar="MIB",
+        help="input that a worker handles at a time; a stopped run repeats at most this much a worker",
+    )
+    return parser
+
+
+def _main() -> None:
+    args = _parser().parse_args()
+    manifest = preprocess(
+        PreprocessConfig(
+            input=args.input,
+            output=args.output,
+            tokenizer=args.tokenizer,
+            original_length=args.original_length,
+            long_buckets=tuple(args.long_buckets),
+            text_field=args.text_field,
+            add_bos=args.add_bos,
+            cut_long_documents=args.cut_long_documents,
+            allow_empty_buckets=args.allow_empty_buckets,
+            workers=args.workers,
+            shard_bytes=args.shard_size << 20,
+        )
+    )
+    for bucket in manifest["buckets"]:
+        print(f"{bucket['name']}: {bucket['documents']:,} documents, {bucket['tokens']:,} tokens")
+    if manifest["documents_too_long"]:
+        print(f"dropped as longer than the last bucket: {manifest['documents_too_long']:,} documents")
+
+
+def main() -> None:
+    run_main(_main)
+
+
+if __name__ == "__main__":
+    main()
