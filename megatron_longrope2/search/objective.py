@@ -1,0 +1,113 @@
+"""What a candidate is scored on: samples, which of their tokens count, and how much.
+
+A score is the weighted sum of the samples' negative log-likelihoods, weighted so that `exp(score)` is a
+perplexity: over the needles' answer tokens, over all tokens of documents, or the weighted geometric mean of the
+two.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.needles import NeedleSample
+from megatron_longrope2.errors import InputError
+
+ObjectiveKind = Literal["needle", "document", "mix"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A text and the tokens in it that are scored.
+
+    Attributes:
+        tokens: int64 [T].
+        mask: bool [T]; True where the token itself is scored, as predicted from those before it. The first
+            token has none before it and is never scored.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    @classmethod
+    def from_needle(cls, needle: NeedleSample) -> "Sample":
+        """A needle sample, of which the answer is scored."""
+        return cls(needle.tokens, needle.answer_mask)
+
+    @property
+    def scored(self) -> int:
+        """Number of scored tokens."""
+        return int(self.mask[1:].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The fixed samples of a search and the weight of each sample's summed negative log-likelihood."""
+
+    samples: tuple[Sample, ...]
+    weights: tuple[float, ...]
+
+
+def make_objective(
+    kind: ObjectiveKind,
+    needles: Sequence[NeedleSample],
+    documents: Sequence[Sample],
+    document_weight: float = 0.5,
+) -> Objective:
+    """The objective from its samples.
+
+    Args:
+        kind: "needle" (the paper's), "document" (plain perplexity, the paper's Table 6) or "mix".
+        needles, documents: the samples; those that `kind` does not use are left out.
+        document_weight: share of the documents in "mix", between 0 and 1.
+
+    Raises:
+        InputError: the share is out of range, or there is no sample.
+    """
+    if not 0 < document_weight < 1:
+        raise InputError(f"objective: document_weight: {document_weight} is not between 0 and 1")
+    share = {"needle": (1.0, 0.0), "document": (0.0, 1.0), "mix": (1 - document_weight, document_weight)}
+    samples: list[Sample] = []
+    weights: list[float] = []
+    for part, part_share in zip((map(Sample.from_needle, needles), documents), share[kind], strict=True):
+        if part_share == 0:
+            continue
+        chosen = list(part)
+        if not chosen:
+            raise InputError(f"objective: samples: there are none for {kind!r}; use at least 1")
+        samples += chosen
+        weights += [part_share / sum(sample.scored for sample in chosen)] * len(chosen)
+    return Objective(tuple(samples), tuple(weights))
+
+
+def document_samples(
+    tokenizer: PreTrainedTokenizerFast, books: Sequence[Book], count: int, length: int, seed: int
+) -> list[Sample]:
+    """Stretches of `length` tokens of the books, every token scored; the books take turns.
+
+    Raises:
+        InputError: no book is long enough.
+    """
+    bos = tokenizer.bos_token_id
+    head = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    room = length - len(head)
+    encoded = [tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"] for book in books]
+    enough = [ids for ids in encoded if len(ids) >= room]
+    if not enough:
+        longest = max(map(len, encoded), default=0)
+        raise InputError(f"books: the longest has {longest} tokens, {room} are needed; add longer ones")
+    order = random.Random(f"documents/{seed}").sample(enough, len(enough))
+    samples = []
+    for index in range(count):
+        ids = order[index % len(order)]
+        start = random.Random(f"document/{seed}/{index}").randint(0, len(ids) - room)
+        tokens = torch.tensor(head + ids[start : start + room], dtype=torch.int64)
+        mask = torch.ones(length, dtype=torch.bool)
+        mask[0] = False
+        samples.append(Sample(tokens, mask))
+    return samples
