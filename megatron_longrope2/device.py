@@ -1,8 +1,8 @@
 """The one place that knows whether there is a GPU.
 
 Megatron-Core's trainer has no need for CUDA, only many call sites that say "cuda". With no GPU, `install`
-answers them on the CPU, so that the real trainer, optimizers and `torch_dist` checkpoints run over gloo, in one
-process or several. With a GPU it does nothing. Call it before anything of `megatron` is imported.
+answers them on the CPU, so that the real trainer, optimizers and `torch_dist` checkpoints run over gloo, in
+one process or several. With a GPU it does nothing. Call it before anything of `megatron` is imported.
 """
 
 import functools
@@ -12,6 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def install() -> None:
         return
     # Megatron's jit_fuser is torch.compile, which would build C++ kernels at the first step.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    torch.compile = _eager  # type: ignore[assignment]
+    torch.compile = _eager
     # Megatron warns at import of every CUDA library that is not there.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     _stand_in_for_torch_cuda()
@@ -82,6 +83,13 @@ def _is_cuda(device: Any) -> bool:
 def _eager(function: Any = None, **_: Any) -> Any:
     """torch.compile, as a function or as a decorator with options, that compiles nothing."""
     return function if function is not None else lambda decorated: decorated
+
+
+class _Device(nullcontext[None]):
+    """torch.cuda.device: a class, because torch asks whether a device is one."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
 
 
 class _Stream:
@@ -134,7 +142,8 @@ def _stand_in_for_torch_cuda() -> None:
     for name in ("current_stream", "default_stream"):
         setattr(cuda, name, _returning(stream))
     cuda.Stream = cuda.Event = _Stream
-    for name in ("stream", "device", "use_mem_pool"):
+    cuda.device = _Device
+    for name in ("stream", "use_mem_pool"):
         setattr(cuda, name, _no_context())
     for name in (
         "set_device",
@@ -151,7 +160,8 @@ def _stand_in_for_torch_cuda() -> None:
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(cuda, name, _returning(0))
     cuda.memory_stats = lambda *_: {}
-    cuda.get_device_capability = lambda *_: (0, 0)
+    cuda.get_device_capability = _returning((0, 0))
+    cuda.get_device_properties = _returning(SimpleNamespace(name="cpu", major=0, minor=0))
     cuda.get_rng_state = cuda.random.get_rng_state = _get_rng_state
     cuda.set_rng_state = cuda.random.set_rng_state = _set_rng_state
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
@@ -165,7 +175,7 @@ def _stand_in_for_tensors() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *_, **__: self
     tensor.pin_memory = lambda self, *_: self
-    torch.nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign, assignment]
+    torch.nn.Module.cuda = lambda self, *_: self
     original_type = tensor.type
 
     @functools.wraps(original_type)
@@ -178,7 +188,7 @@ def _stand_in_for_tensors() -> None:
 
     tensor.type = type_
     # The data loader would pin its batches for an accelerator.
-    torch.accelerator.is_available = lambda: False  # type: ignore[method-assign]
+    torch.accelerator.is_available = lambda: False
 
 
 def _stand_in_for_distributed() -> None:

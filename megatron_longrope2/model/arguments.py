@@ -1,8 +1,9 @@
-"""Megatron's arguments, completed from the checkpoint and the device, and the model configuration they give."""
+"""Megatron's arguments, completed from checkpoint and device, and the model configuration they give."""
 
 import importlib.util
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def add_model_arguments(parser: ArgumentParser) -> ArgumentParser:
     group.add_argument(
         "--rope-factors",
         metavar="FILE",
-        help="factor file (factors.json), or the name of a published set; default: what the checkpoint holds, "
-        "else no rescaling",
+        help="factor file (factors.json), or the name of a published set; default: what the checkpoint "
+        "holds, else no rescaling",
     )
     group.add_argument(
         "--original-length",
@@ -49,7 +50,7 @@ def parse_model_arguments(
     defaults: dict[str, Any] | None = None,
     forced: dict[str, Any] | None = None,
 ) -> Namespace:
-    """Parse `sys.argv` as Megatron does, with the model's shape and factors from the checkpoint if there is one.
+    """Parse `sys.argv` as Megatron does; the model's shape and factors come from the checkpoint, if any.
 
     The resolved factors are left in `args.longrope2_factors` (a dict, so that every checkpoint that Megatron
     saves carries them).
@@ -83,14 +84,16 @@ def parse_model_arguments(
 
 
 def model_config(args: Namespace) -> LongRoPE2ModelConfig:
-    """The model configuration of parsed arguments."""
+    """The model configuration of parsed arguments.
 
-    def with_factors(**kwargs: Any) -> LongRoPE2ModelConfig:
-        return LongRoPE2ModelConfig(rope_factors=factors_of(args), **kwargs)
-
-    # Upstream builds the class it is given from its own fields only; ours has one more.
-    config_class = type("Config", (LongRoPE2ModelConfig,), {"__new__": lambda _cls, **kw: with_factors(**kw)})
-    return gpt_config_from_args(args, model_config_cls=config_class)
+    Raises:
+        InputError: the factors are another model's.
+    """
+    upstream = gpt_config_from_args(args)
+    values = {field.name: getattr(upstream, field.name) for field in fields(upstream)}
+    if values["transformer_layer_spec"] is None:
+        del values["transformer_layer_spec"]
+    return LongRoPE2ModelConfig(rope_factors=factors_of(args), **values)
 
 
 def factors_of(args: Namespace) -> RopeFactors:
@@ -112,8 +115,8 @@ def resolve_factors(args: Namespace) -> RopeFactors:
         return _unscaled(args)
     if args.original_length is not None and args.original_length != factors.original_length:
         raise InputError(
-            f"{args.rope_factors or args.load}: original_length: {factors.original_length} is not the model's "
-            f"{args.original_length}; use factors made for this model, or pass --original-length"
+            f"{args.rope_factors or args.load}: original_length: {factors.original_length} is not the "
+            f"model's {args.original_length}; use factors made for this model, or pass --original-length"
         )
     return factors
 

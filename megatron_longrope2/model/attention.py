@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from megatron_longrope2.model.context_parallel import gathered_order
+from megatron_longrope2.model.context_parallel import gathered_order, local_token_indices
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
 
 # Queries a block where queries start in the middle of their document: bounds the mask to BLOCK x keys.
@@ -24,9 +24,9 @@ QUERY_BLOCK = 512
 class LongRoPE2SelfAttention(SelfAttention):
     """Upstream's self-attention; cosine and sine are multiplied by the window's attention factor.
 
-    The factor is worked out from this call's own arguments, so that recomputation in the backward pass finds the
-    same one whatever micro-batch came in between. `rotary` is set by the model builder, as a one-tuple: the
-    embedding is a sub-module of the model, not of every layer.
+    The factor is worked out from this call's own arguments, so that recomputation in the backward pass finds
+    the same one whatever micro-batch came in between. `rotary` is set by the model builder, as a one-tuple:
+    the embedding is a sub-module of the model, not of every layer.
     """
 
     rotary: tuple[LongRoPE2RotaryEmbedding] | None = None
@@ -49,19 +49,17 @@ class LongRoPE2SelfAttention(SelfAttention):
         return super().forward(hidden_states, *args, **kwargs)
 
     def _local(self, per_token: Tensor, packed: PackedSeqParams) -> Tensor:
-        from megatron_longrope2.model.context_parallel import local_token_indices
-
         group = self.pg_collection.cp
         return per_token[local_token_indices(packed.cu_seqlens_q, group.size(), group.rank())]
 
 
 class TorchDotProductAttention(MegatronModule):
-    """Causal attention over torch's `scaled_dot_product_attention`: packed documents, GQA, context parallelism.
+    """Causal attention over torch's own kernels: packed documents, GQA, context parallelism.
 
     Keys and values are gathered over the context-parallel group (as in Llama 3's training, arXiv 2407.21783
-    section 3.3.2); no rank ever holds a tokens x tokens mask. On a GPU, packs go through torch's variable-length
-    flash attention in one call; elsewhere document by document. The signature is upstream's
-    `DotProductAttention`.
+    section 3.3.2); no rank ever holds a tokens x tokens mask. On a GPU, packs go through torch's
+    variable-length flash attention in one call; elsewhere through `scaled_dot_product_attention`, document by
+    document. The signature is upstream's `DotProductAttention`.
     """
 
     def __init__(
@@ -99,8 +97,8 @@ class TorchDotProductAttention(MegatronModule):
         """Attend causally inside each document.
 
         Args:
-            query: [tokens, heads, dim] when packed, else [tokens, batch, heads, dim]; key and value alike with
-                their own number of heads, and, with a KV cache, more tokens: queries are the last ones.
+            query: [tokens, heads, dim] when packed, else [tokens, batch, heads, dim]; key and value alike
+                with their own number of heads, and, with a KV cache, more tokens: queries are the last ones.
             packed_seq_params: document boundaries, or None for one document a batch row.
 
         Returns:
@@ -125,7 +123,7 @@ class TorchDotProductAttention(MegatronModule):
         tokens = query.shape[0] * self.cp_group.size()
         boundaries = torch.tensor([0, tokens], dtype=torch.int32, device=query.device)
         rows = [
-            self._attend_documents(*(x[:, row] for x in (query, key, value)), boundaries)
+            self._attend_documents(query[:, row], key[:, row], value[:, row], boundaries)
             for row in range(query.shape[1])
         ]
         return torch.stack(rows, dim=1)
@@ -142,7 +140,7 @@ class TorchDotProductAttention(MegatronModule):
             ]
             for x in (key, value)
         )
-        # Of each document this rank holds chunks `cp_rank` and `2 * cp_size - 1 - cp_rank`, the one after the other.
+        # Of each document this rank holds chunk `cp_rank`, then chunk `2 * cp_size - 1 - cp_rank`.
         starts, chunks = boundaries[:-1], boundaries.diff() // (2 * cp_size)
         local = F.pad(chunks.repeat_interleave(2).cumsum(0), (1, 0)).to(torch.int32)
         ends = torch.stack(
@@ -161,7 +159,7 @@ class TorchDotProductAttention(MegatronModule):
         key_starts: Tensor,
         key_ends: Tensor,
     ) -> Tensor:
-        """Segment s: queries [boundaries[s], boundaries[s+1]) are the last of keys [key_starts[s], key_ends[s])."""
+        """Segment s: queries [boundaries[s], boundaries[s+1]) end keys [key_starts[s], key_ends[s])."""
         if query.is_cuda:
             return self._varlen(query, key, value, boundaries, key_starts, key_ends)
         outputs = []
@@ -208,7 +206,7 @@ class TorchDotProductAttention(MegatronModule):
         )
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[batch, heads, queries, dim] attends to the keys up to its own place; the last query is the last key."""
+        """[batch, heads, queries, dim] sees keys up to its own place; the last query is the last key."""
         options: dict[str, Any] = {
             "scale": self.softmax_scale,
             "dropout_p": self.dropout if self.training else 0.0,

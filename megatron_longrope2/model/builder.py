@@ -19,13 +19,9 @@ class LongRoPE2ModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "megatron_longrope2.model.builder.LongRoPE2ModelBuilder"
     rope_factors: RopeFactors
+    transformer_layer_spec: Any = longrope2_layer_spec
 
     def __post_init__(self) -> None:
-        if self.transformer_layer_spec is None:
-            self.transformer_layer_spec = longrope2_layer_spec  # type: ignore[assignment]
-        self._check_factors()
-
-    def _check_factors(self) -> None:
         """Raises InputError if the factors are another model's, or the fused kernel cannot apply them."""
         factors = self.rope_factors
         rotary_dim = int(self.transformer.kv_channels * self.rotary_percent)
@@ -45,8 +41,8 @@ class LongRoPE2ModelConfig(GPTModelConfig):
             1.0,
         ):
             raise InputError(
-                "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other than 1; "
-                "pass --no-rope-fusion"
+                "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other "
+                "than 1; pass --no-rope-fusion"
             )
 
 

@@ -6,9 +6,9 @@ import torch
 def local_token_indices(cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) -> torch.Tensor:
     """Positions in the full pack of one rank's tokens, in the order in which the rank holds them.
 
-    Every document is cut into `2 * cp_size` equal chunks; rank r holds chunks r and `2 * cp_size - 1 - r`, so that
-    causal attention costs each rank the same. It is what Transformer Engine's `thd_get_partitioned_indices`
-    returns, which needs CUDA.
+    Every document is cut into `2 * cp_size` equal chunks; rank r holds chunks r and `2 * cp_size - 1 - r`, so
+    that causal attention costs each rank the same. It is what Transformer Engine's
+    `thd_get_partitioned_indices` returns, which needs CUDA.
 
     Args:
         cu_seqlens: document boundaries, [documents + 1]; every length a multiple of `2 * cp_size`.

@@ -21,7 +21,7 @@ def longrope2_layer_spec(
     Returns:
         Upstream's spec (`megatron.training.models.gpt.default_layer_spec`) with our modules in it.
     """
-    spec = default_layer_spec(config, vp_stage)  # type: ignore[arg-type]
+    spec = default_layer_spec(config, vp_stage)
     layer = spec.submodules
     layer.self_attention.module = LongRoPE2SelfAttention
     if config.transformer.transformer_impl != "local":

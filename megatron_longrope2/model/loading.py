@@ -1,4 +1,4 @@
-"""A Megatron model from a checkpoint, for everything that is not the trainer: search, evaluation, verification."""
+"""A Megatron model from a checkpoint, for all that is not the trainer: search, evaluation, verification."""
 
 import sys
 from argparse import Namespace

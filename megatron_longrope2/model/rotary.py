@@ -1,9 +1,9 @@
 """The rotary embedding with the switch: original angles up to the original length, rescaled ones beyond.
 
-`GPTModel` asks `get_rotary_seq_len` for the longest document of the micro-batch and calls the module with it, on
-every pipeline stage, in training and at inference. "A document longer than the original length gets the rescaled
-angles" is therefore one comparison here, and gives the mixed context windows (LongRoPE2 section 3.3) and the
-inference rule at once.
+`GPTModel` asks `get_rotary_seq_len` for the longest document of the micro-batch and calls the module with it,
+on every pipeline stage, in training and at inference. "A document longer than the original length gets the
+rescaled angles" is therefore one comparison here, and gives the mixed context windows (LongRoPE2 section 3.3)
+and the inference rule at once.
 """
 
 from typing import Any, Literal
@@ -52,7 +52,7 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
             kv_channels=factors.rotary_dim,
             rotary_percent=1.0,
             rotary_interleaved=rotary_interleaved,
-            rotary_base=factors.rope_base,  # type: ignore[arg-type]
+            rotary_base=factors.rope_base,
             use_cpu_initialization=True,
             cp_group=cp_group,
         )
@@ -70,7 +70,7 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
     def attention_factor(self, seq_len: int) -> float | Tensor:
         """What multiplies cosine and sine, for the length(s) that `get_rotary_seq_len` returned.
 
-        A number, or one value a token of the pack, [tokens, 1, 1, 1], when documents of both windows differ in it.
+        A number, or one value a token of the pack, [tokens, 1, 1, 1], when documents of both windows differ.
         """
         factors = self.factors.attention_factor
         if isinstance(seq_len, DocumentLengths) and factors.short != factors.long:
@@ -118,9 +118,9 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
         packed_seq: bool = False,
         cp_group: torch.distributed.ProcessGroup | None = None,
     ) -> Tensor:
-        """Angles [max_seq_len, 1, 1, rotary_dim], or for `DocumentLengths` those of every token of the pack.
+        """Angles [max_seq_len, 1, 1, rotary_dim]; for `DocumentLengths` those of every token of the pack.
 
-        Upstream caches by argument in a cache that all instances share and that outlives a change of factors; here
+        Upstream caches by argument, in one cache for all instances that outlives a change of factors; here
         the longest table so far is kept for each window.
         """
         if isinstance(max_seq_len, DocumentLengths):

@@ -1,14 +1,18 @@
 """The arguments of mixed context window training, beside Megatron's own."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from typing import Any
+
+from megatron.training.utils import warn_rank_0
 
 from megatron_longrope2.data.pools import Pool
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.model.arguments import add_model_arguments, parse_model_arguments
+from megatron_longrope2.model.arguments import add_model_arguments, factors_of, parse_model_arguments
+from megatron_longrope2.rope import AttentionFactor, RopeFactors
 
-# Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with a
-# loss. Packed segments do not: only a loss per token is the same in every parallel layout.
+# Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with
+# a loss. Packed segments do not: only a loss per token is the same in every parallel layout.
 FORCED: dict[str, Any] = {"calculate_per_token_loss": True}
 DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000}
 
@@ -24,8 +28,8 @@ def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:
             action="append",
             default=[],
             metavar=("WINDOW", "WEIGHT", "PREFIX"),
-            help=f"{what} documents of one window (short or long), their share of the segments (a whole number), "
-            "and the path of the .bin and .idx without suffix; may be repeated",
+            help=f"{what} documents of one window (short or long), their share of the segments (a whole "
+            "number), and the path of the .bin and .idx without suffix; may be repeated",
         )
     group.add_argument(
         "--long-window-attention",
@@ -56,15 +60,29 @@ def parse_training_arguments() -> Namespace:
     args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
     if not args.valid_pool:
         args.eval_iters = 0
+    if args.single_window:
+        args.longrope2_factors = rescaled_everywhere(factors_of(args)).to_dict()
+    if args.apply_rope_fusion and (args.micro_batch_size > 1 or args.long_window_attention == "document"):
+        # Transformer Engine's kernel takes one table for the whole pack.
+        warn_rank_0("RoPE fusion is off: one pack may hold documents of both windows")
+        args.apply_rope_fusion = False
     if not args.pool:
         raise InputError("--pool: no training documents; give at least one, e.g. --pool long 1 data/long")
     target = args.longrope2_factors["target_length"]
     if args.seq_length > target:
         raise InputError(
-            f"--seq-length: {args.seq_length} is longer than the {target} tokens that the RoPE factors were made "
-            "for; use factors for a longer target"
+            f"--seq-length: {args.seq_length} is longer than the {target} tokens that the RoPE factors were "
+            "made for; use factors for a longer target"
         )
     return args
+
+
+def rescaled_everywhere(factors: RopeFactors) -> RopeFactors:
+    """Factors whose short window is rescaled like the long one."""
+    long = factors.attention_factor.long
+    return replace(
+        factors, short_factor=factors.long_factor, attention_factor=AttentionFactor(short=long, long=long)
+    )
 
 
 def pools(given: list[list[str]]) -> tuple[Pool, ...]:

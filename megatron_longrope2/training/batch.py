@@ -1,14 +1,14 @@
 """From the data loader's items to what a pipeline stage's forward pass takes.
 
-`pretrain_gpt.py` of Megatron-LM does this outside the wheel; the broadcast and the flattening are upstream's. Only
-the context-parallel slice is ours: per document, and without Transformer Engine's CUDA kernel.
+`pretrain_gpt.py` of Megatron-LM does this outside the wheel; the broadcast and the flattening are upstream's.
+Only the context-parallel slice is ours: per document, and without Transformer Engine's CUDA kernel.
 """
 
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from megatron.core import mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_tp_rank
@@ -40,9 +40,9 @@ class Batch:
 
 
 def next_batch(iterator: Iterator[dict[str, Tensor]] | None, args: Namespace) -> Batch:
-    """Draw a micro-batch, share it in the tensor-parallel group and keep this context-parallel rank's tokens."""
+    """Draw a micro-batch, share it in the tensor-parallel group, keep this context-parallel rank's tokens."""
     tp_rank = mpu.get_tensor_model_parallel_rank()
-    items: dict[str, Tensor | None] = {}
+    items: dict[str, Any] = {}
     if tp_rank == 0:
         assert iterator is not None
         drawn = next(iterator)
