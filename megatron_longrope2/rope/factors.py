@@ -144,10 +144,38 @@ class RopeFactors:
                 "use factors made for this model"
             )
 
+    def differences(self, other: "RopeFactors", rel_tol: float = 1e-6) -> list[str]:
+        """In which fields two sets would rotate differently: one text each, "field: mine against theirs".
+
+        Method and critical dimension are names for people and are not compared.
+        """
+        found = []
+        for name in ("rope_base", "rotary_dim", "original_length", "target_length"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not math.isclose(mine, theirs, rel_tol=1e-9):
+                found.append(f"{name}: {mine:g} against {theirs:g}")
+        for window, mine in asdict(self.attention_factor).items():
+            theirs = getattr(other.attention_factor, window)
+            if not math.isclose(mine, theirs, rel_tol=rel_tol):
+                found.append(f"attention_factor.{window}: {mine:g} against {theirs:g}")
+        if self.rotary_dim == other.rotary_dim:
+            for name in ("long_factor", "short_factor"):
+                pairs = list(zip(getattr(self, name), getattr(other, name), strict=True))
+                worst = max(range(len(pairs)), key=lambda i: abs(math.log(pairs[i][0] / pairs[i][1])))
+                if not math.isclose(*pairs[worst], rel_tol=rel_tol):
+                    found.append(
+                        f"{name}: dimension {worst} is {pairs[worst][0]:g} against {pairs[worst][1]:g}"
+                    )
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of a factor file (plain numbers, lists and dicts)."""
         value = {"format": FORMAT, **asdict(self)}
         return value | {"long_factor": list(self.long_factor), "short_factor": list(self.short_factor)}
+
+    def to_csv(self) -> str:
+        """The long factors alone, one a line: the format of LongRoPE2's authors."""
+        return "".join(f"{value!r}\n" for value in self.long_factor)
 
     @classmethod
     def from_dict(cls, value: Any, source: str = "factors") -> "RopeFactors":
@@ -185,7 +213,7 @@ class RopeFactors:
             InputError: the place cannot be written.
         """
         if Path(path).suffix == ".csv":
-            write_text(path, "".join(f"{value!r}\n" for value in self.long_factor))
+            write_text(path, self.to_csv())
         else:
             write_json(path, self.to_dict())
 

@@ -188,6 +188,49 @@ def merge_into_hf(
     return kept | factors_to_hf(factors, head_dim=rope.head_dim, split_attention=split_attention)
 
 
+def unscaled_model(folder: str | Path) -> dict[str, Any]:
+    """What `make_factors` needs to know of a model folder: `rope_base`, `rotary_dim`, `original_length`.
+
+    Raises:
+        InputError: the config is not readable, or the RoPE that the model was trained with is rescaled: the
+            methods start from one that is not.
+    """
+    source = str(Path(folder) / "config.json")
+    config = read_hf_config(folder)
+    rope, factors = read_hf_rope(config, source), factors_from_hf(config, source)
+    if factors is not None and factors.short_factor[-1] != 1:
+        raise InputError(
+            f"{source}: rope_type: {rope.rope_type} rescales the short window too, and the methods start "
+            "from plain RoPE; give base, dimension and length instead of the folder"
+        )
+    length = rope.max_length if factors is None else factors.original_length
+    return {"rope_base": rope.rope_base, "rotary_dim": rope.rotary_dim, "original_length": length}
+
+
+def check_folder(factors: RopeFactors, folder: str | Path) -> str:
+    """Whether a model folder fits the factors; the answer is one line.
+
+    Raises:
+        InputError: the config is not readable, is for another base or rotary dimension, or carries factors
+            that rotate differently.
+    """
+    source = str(Path(folder) / "config.json")
+    config = read_hf_config(folder)
+    rope, theirs = read_hf_rope(config, source), factors_from_hf(config, source)
+    factors.check_model(rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, source=source)
+    if theirs is None:
+        differs = (
+            "" if rope.max_length == factors.original_length else ", not the original length of the factors"
+        )
+        return f"{source}: fits; not rescaled yet, max_position_embeddings {rope.max_length}{differs}"
+    found = factors.differences(theirs)
+    if found:
+        raise InputError(
+            f"{source}: {'; '.join(found)}: the factors against the config; export the model again"
+        )
+    return f"{source}: fits; carries these factors"
+
+
 def _scaling(config: dict[str, Any], source: str) -> dict[str, Any]:
     """The fields of `rope_parameters` and `rope_scaling` together; where both are given they must agree."""
     merged: dict[str, Any] = {}

@@ -28,8 +28,8 @@ def load_factors(
     target_length: int | None = None,
     critical_dim: int | None = None,
 ) -> RopeFactors:
-    """Read factors from a JSON factor file, a CSV (one number a line), a published set's name, or the RoPE of a
-    Hugging Face model that is rescaled already (its folder or `config.json`).
+    """Read factors from a JSON factor file, a CSV (one number a line), a published set's name, or the RoPE
+    of a Hugging Face model that is rescaled already (its folder or `config.json`).
 
     What is known of the model may be given: a CSV holds numbers only and needs `rope_base`,
     `original_length` and `target_length`; what another file says must agree with them.

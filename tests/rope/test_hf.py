@@ -86,8 +86,8 @@ def test_equals_transformers(rope_type: str, data: st.DataObject) -> None:
     """To float32 rounding in both windows (largest of 3000 random configs: 0.6e-6, llama3 1.2e-6).
 
     transformers' exponents are float32, so a frequency is off by ln(base) * 2^-24, at most 1.1e-6, of itself.
-    In the blends of yarn and llama3 the rounding is of the frequency that is not rescaled, and a factor of 100
-    makes it 100 times as large against the rescaled one: there the error is taken relative to the former.
+    In the blends of yarn and llama3 the rounding is of the frequency that is not rescaled; a factor of 100
+    makes it 100 times as large against the rescaled one, so there the error is taken relative to the former.
     """
     value = data.draw(scalings(rope_type))
     factors = factors_from_hf(value, "config.json")
