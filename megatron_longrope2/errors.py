@@ -1,5 +1,6 @@
 """The one exception that a user's mistake raises, and what a command line does with it."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,9 +10,17 @@ class InputError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; turn an `InputError` into one line on stderr and exit status 2."""
+    """Call `main`; turn an `InputError` into one line on stderr and exit status 2.
+
+    A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
+    """
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit; let it have somewhere to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
