@@ -130,6 +130,9 @@ def _text_of(line: bytes, text_field: str, where: str) -> str:
         raise InputError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(text := record.get(text_field), str):
         raise InputError(f'{where}: no text in field "{text_field}"; name the field that holds it')
+    if b"\\ud" in line.lower():
+        # JSON can spell half of a surrogate pair, web text does, and no tokenizer takes it.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 

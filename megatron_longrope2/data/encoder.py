@@ -7,6 +7,7 @@ so BOS and EOS are where the caller puts them and nowhere else.
 import base64
 import binascii
 import hashlib
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3_SPECIAL_TOKENS = 256
+_LONG_WHITE_SPACE = re.compile(r".*?\s{25000}(?=\s)|.+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,15 @@ def _tiktoken(file: Path, raw: bytes) -> TextEncoder:
         special_tokens={"<|begin_of_text|>": bos_id, "<|end_of_text|>": eos_id},
     )
 
+    def encode_one(text: str) -> np.ndarray:
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        except ValueError:
+            # The splitting rule backtracks over white space and gives up on about a million in a row.
+            return np.concatenate([encode_one(part) for part in _LONG_WHITE_SPACE.findall(text)])
+
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        return [encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32) for text in texts]
+        return [encode_one(text) for text in texts]
 
     size = len(ranks) + _LLAMA3_SPECIAL_TOKENS
     return TextEncoder("tiktoken", str(file), _sha256(raw), size, bos_id, eos_id, encode)

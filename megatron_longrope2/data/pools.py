@@ -17,7 +17,7 @@ from megatron.core.datasets.indexed_dataset import (
 )
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import replacing
+from megatron_longrope2.files import read_json, replacing
 
 Window = Literal["short", "long"]
 
@@ -78,18 +78,44 @@ def write_documents(path_prefix: str | Path, documents: Iterable[np.ndarray], *,
     return count
 
 
-def open_pool(path_prefix: str | Path) -> IndexedDataset:
+def open_pool(path_prefix: str | Path, vocab_size: int | None = None) -> IndexedDataset:
     """Open a pool, memory-mapped.
 
+    Args:
+        path_prefix: its path without `.bin` and `.idx`.
+        vocab_size: of the model that will read it; None: not checked.
+
     Raises:
-        InputError: a file is missing, the index is corrupt, or it contradicts the size of the data file.
+        InputError: a file is missing, the index is corrupt, it contradicts the size of the data file, or the
+            pool's tokenizer has ids that the model has not.
     """
     prefix = str(path_prefix)
     for path in (get_bin_path(prefix), get_idx_path(prefix)):
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; name the pool's path without .bin and .idx")
     _check_index(prefix)
-    return IndexedDataset(prefix, multimodal=False, mmap=True)
+    documents = IndexedDataset(prefix, multimodal=False, mmap=True)
+    if vocab_size is not None:
+        _check_vocabulary(prefix, documents, vocab_size)
+    return documents
+
+
+def _check_vocabulary(prefix: str, documents: IndexedDataset, vocab_size: int) -> None:
+    """By the manifest's tokenizer where there is one, and by the ids of the first documents."""
+    manifest = Path(prefix).with_name("manifest.json")
+    if manifest.exists():
+        tokenizer = read_json(manifest)["tokenizer"]
+        if tokenizer["vocab_size"] > vocab_size:
+            raise InputError(
+                f"{manifest}: tokenizer: has {tokenizer['vocab_size']} ids ({tokenizer['path']}), the "
+                f"model's vocabulary {vocab_size}; preprocess the text with the model's tokenizer"
+            )
+    largest = max(int(documents[i].max()) for i in range(min(len(documents), 1000)))
+    if largest >= vocab_size:
+        raise InputError(
+            f"{prefix}.bin: holds token id {largest}, the model's vocabulary has {vocab_size}; preprocess "
+            "the text with the model's tokenizer"
+        )
 
 
 def _check_index(prefix: str) -> None:

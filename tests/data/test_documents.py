@@ -64,6 +64,11 @@ def test_another_field_may_hold_the_text(tmp_path: Path) -> None:
     assert [d.text for d in iter_documents(tmp_path / "a.jsonl", "content")] == ["code", "more"]
 
 
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\uD800b \\ud83d\\ude00"}')
+    assert [d.text for d in iter_documents(tmp_path / "a.jsonl")] == ["a\ufffdb \U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("a.jsonl.gz", "damaged or cut off"), ("a.jsonl.zst", "cannot be read"), ("a.parquet", "damaged")],

@@ -60,6 +60,12 @@ def test_tiktoken_splits_as_the_library_s_own_encoding_with_the_same_rule(tiktok
         assert ours.encode(text) == theirs.encode(text)
 
 
+def test_tiktoken_takes_a_million_spaces(tiktoken: Path) -> None:
+    (ids,) = load_encoder(tiktoken).encode(["the" + " " * 1_500_000 + "the"])
+    assert (ids[0], ids[-1]) == (257, 258)
+    assert ids.size == 1_500_001  # the last space is part of the word
+
+
 @pytest.mark.parametrize("kind", ["huggingface", "sentencepiece", "tiktoken"])
 def test_special_tokens_in_a_document_are_text(kind: str, request: pytest.FixtureRequest) -> None:
     encoder = load_encoder(request.getfixturevalue(kind))

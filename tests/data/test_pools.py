@@ -8,6 +8,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_longrope2.data.pools import Pool, open_pool, write_documents
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import write_json
 
 
 @pytest.fixture
@@ -74,3 +75,15 @@ def test_an_empty_pool_is_refused(tmp_path: Path) -> None:
 def test_a_bad_pool_is_refused(window: str, weight: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Pool("pool", window, weight)  # type: ignore[arg-type]
+
+
+def test_a_pool_of_another_tokenizer_is_refused(prefix: Path) -> None:
+    assert len(open_pool(prefix, vocab_size=9)) == 2
+    with pytest.raises(InputError, match="holds token id 8, the model's vocabulary has 8"):
+        open_pool(prefix, vocab_size=8)
+    manifest = {"tokenizer": {"vocab_size": 128256, "path": "llama3/tokenizer.json"}}
+    write_json(prefix.with_name("manifest.json"), manifest)
+    with pytest.raises(
+        InputError, match=r"has 128256 ids \(llama3/tokenizer.json\), the model's vocabulary 99"
+    ):
+        open_pool(prefix, vocab_size=99)
