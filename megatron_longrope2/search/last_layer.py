@@ -1,7 +1,7 @@
 """The last layer computes what the scored tokens need, and no more.
 
-Its other tokens' outputs are read by nothing: keys and values of all tokens, but queries, projection and MLP of the
-scored ones only. The result is that of the whole layer.
+Nothing reads its output for the other tokens: it needs keys and values of all tokens, but queries, projection
+and MLP of the scored ones only. The result is that of the whole layer.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ MAX_ROWS = 512
 
 
 def can_restrict(model: GPTModel, rows: int) -> bool:
-    """Whether this stage's last layer may be restricted: it feeds the output layer, with the sequence in one piece."""
+    """Whether this stage's last layer feeds the output layer and has the whole sequence in one piece."""
     config = model.config
     return (
         model.post_process

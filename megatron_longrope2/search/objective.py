@@ -1,8 +1,8 @@
 """What a candidate is scored on: samples, which of their tokens count, and how much.
 
 A score is the weighted sum of the samples' negative log-likelihoods, weighted so that `exp(score)` is a
-perplexity: over the needles' answer tokens, over all tokens of documents, or the weighted geometric mean of the
-two.
+perplexity: over the needles' answer tokens, over all tokens of documents, or the weighted geometric mean of
+the two.
 """
 
 import random

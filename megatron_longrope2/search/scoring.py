@@ -1,4 +1,4 @@
-"""Negative log-likelihoods on a Megatron model, under any parallel layout, with logits of scored tokens only."""
+"""Negative log-likelihoods on a Megatron model in any parallel layout, with logits of scored tokens only."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -58,7 +58,7 @@ def local_sample(sample: Sample) -> LocalSample:
     length = len(sample.tokens)
     if size > 1 and length % (2 * size):
         raise InputError(
-            f"target length: {length} tokens are not a multiple of {2 * size}, twice the context parallel size"
+            f"--target-length: {length} is not a multiple of {2 * size}, twice the context parallel size"
         )
     device = torch.device(torch.cuda.current_device())
     tokens, mask = sample.tokens.to(device), sample.mask.to(device)
@@ -145,7 +145,7 @@ class Scorer:
         return mpu.get_data_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
 
     def __call__(self, jobs: Sequence[Job]) -> list[float]:
-        """Summed negative log-likelihood of each pair's scored tokens, the same on every rank, never negative.
+        """Summed negative log-likelihood of each pair's scored tokens, >= 0, the same on every rank.
 
         Raises:
             InputError: a sample's length does not suit the layout.
