@@ -1,0 +1,48 @@
+"""Megatron's scores equal transformers', in every layout and in both windows."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measure import measure_all
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_longrope2.evaluation.scorers import HFScorer
+
+
+def leaves(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_llama: Path) -> dict[str, Any]:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama / "hf", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama / "hf")
+    return measure_all(HFScorer(model), tokenizer, tiny_llama / "books")
+
+
+@pytest.mark.parametrize(("tp", "pp", "cp"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_equals_transformers(
+    tp: int,
+    pp: int,
+    cp: int,
+    tiny_llama: Path,
+    launch: Callable[..., str],
+    tmp_path: Path,
+    expected: dict[str, Any],
+) -> None:
+    launch("score_worker.py", tiny_llama, tmp_path / "scores.json", tp, pp, cp, processes=tp * pp * cp)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(leaves(scores["given"])) == pytest.approx(list(leaves(expected)), rel=1e-4)
+    assert scores["again"] == scores["given"]
+    assert scores["none"]["short"] == scores["given"]["short"]
+    changed = scores["none"]["needles"]["by_length"]["256"]["perplexity"]
+    assert changed != pytest.approx(scores["given"]["needles"]["by_length"]["256"]["perplexity"], rel=1e-3)
