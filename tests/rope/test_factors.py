@@ -173,3 +173,26 @@ def test_check_model() -> None:
         factors().check_model(rope_base=500000, rotary_dim=8, source="model")
     with pytest.raises(InputError, match="model: rotary_dim: the factors are for 8, the model has 64"):
         factors().check_model(rope_base=10000, rotary_dim=64, source="model")
+
+
+def test_differences_are_of_what_rotates() -> None:
+    renamed = dataclasses.replace(factors(), method="other", critical_dim=None)
+    assert factors().differences(renamed) == []
+    rounded = dataclasses.replace(
+        factors(), long_factor=tuple(np.float32([1.0, 2.5000001, 8.0, 9.5]).tolist())
+    )
+    assert factors().differences(rounded) == []
+    changed = dataclasses.replace(
+        factors(), target_length=4096, long_factor=(1, 2.5, 9, 9.5), attention_factor=AttentionFactor()
+    )
+    assert factors().differences(changed) == [
+        "target_length: 2048 against 4096",
+        "attention_factor.long: 1.2 against 1",
+        "long_factor: dimension 2 is 8 against 9",
+    ]
+    smaller = dataclasses.replace(factors(), rotary_dim=4, long_factor=(1.0, 8.0), short_factor=())
+    assert "rotary_dim: 8 against 4" in factors().differences(smaller)
+
+
+def test_csv_is_the_long_factors_alone() -> None:
+    assert factors().to_csv() == "1.0\n2.5\n8.0\n9.5\n"

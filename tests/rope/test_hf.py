@@ -18,11 +18,13 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, load_factors, make_factors
 from megatron_longrope2.rope.frequencies import angles
 from megatron_longrope2.rope.hf import (
+    check_folder,
     factors_from_hf,
     factors_to_hf,
     merge_into_hf,
     read_hf_config,
     read_hf_rope,
+    unscaled_model,
 )
 
 transformers.logging.set_verbosity_error()
@@ -383,3 +385,37 @@ def test_config_file_refusals(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: not a model config"):
         read_hf_config(tmp_path)
+
+
+def folder(place: Path, value: dict[str, Any]) -> Path:
+    (place / "config.json").write_text(json.dumps(value))
+    return place
+
+
+def test_unscaled_model(tmp_path: Path) -> None:
+    expected = {"rope_base": 10000.0, "rotary_dim": 64, "original_length": 256}
+    assert unscaled_model(folder(tmp_path, LLAMA)) == expected
+    factors = make_factors("ntk", **expected, target_length=2048)
+    assert unscaled_model(folder(tmp_path, merge_into_hf(LLAMA, factors, "c"))) == expected
+    with pytest.raises(InputError, match="rope_type: llama3 rescales the short window too"):
+        unscaled_model(folder(tmp_path, config(LLAMA3)))
+
+
+def test_check_folder(tmp_path: Path) -> None:
+    factors = make_factors("ntk", rope_base=1e4, rotary_dim=64, original_length=256, target_length=2048)
+    other = make_factors("pi", rope_base=1e4, rotary_dim=64, original_length=256, target_length=2048)
+    assert check_folder(factors, folder(tmp_path, LLAMA)).endswith(
+        "not rescaled yet, max_position_embeddings 256"
+    )
+    longer = LLAMA | {"max_position_embeddings": 512}
+    assert check_folder(factors, folder(tmp_path, longer)).endswith(
+        "512, not the original length of the factors"
+    )
+    exported = folder(tmp_path, merge_into_hf(LLAMA, factors, "c"))
+    assert check_folder(factors, exported).endswith("config.json: fits; carries these factors")
+    with pytest.raises(
+        InputError, match=r"long_factor: dimension 31 is 8 against 149.109: the factors against"
+    ):
+        check_folder(other, exported)
+    with pytest.raises(InputError, match="rotary_dim: the factors are for 64, the model has 32"):
+        check_folder(factors, folder(tmp_path, LLAMA | {"head_dim": 32}))
