@@ -14,7 +14,8 @@ import numpy as np
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.space import Individual, SearchSpace
+from megatron_longrope2.search.individual import Individual
+from megatron_longrope2.search.space import SearchSpace
 
 ATTEMPTS = 50
 """Tries for one child that was not proposed before; a space without new vectors ends the search."""

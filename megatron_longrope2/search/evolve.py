@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.search.evolution import Evolution
+from megatron_longrope2.search.individual import Individual
 from megatron_longrope2.search.job import Cost, Job, Outcome
 from megatron_longrope2.search.race import Race
-from megatron_longrope2.search.space import Individual
 from megatron_longrope2.search.tracking import Tracker
 
 SAVE_SECONDS = 2.0

@@ -8,8 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.objective import Sample
-from megatron_longrope2.search.scoring import Scorer
+from megatron_longrope2.search.objective import Sample, Scorer
 
 HELD_OUT_DEPTHS = tuple(i / 9 for i in range(10))
 

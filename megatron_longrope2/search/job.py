@@ -14,8 +14,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.search.evolution import EvolutionSettings
-from megatron_longrope2.search.objective import Objective, ObjectiveKind
-from megatron_longrope2.search.scoring import Scorer
+from megatron_longrope2.search.objective import Objective, ObjectiveKind, Scorer
 from megatron_longrope2.search.space import SearchDims, SearchSpace, SpaceKind
 
 STATE_FORMAT = "longrope2-search-state/1"

@@ -8,7 +8,7 @@ the two.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from megatron_longrope2.data.books import Book
 from megatron_longrope2.data.needles import NeedleSample
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.rope import RopeFactors
 
 ObjectiveKind = Literal["needle", "document", "mix"]
 
@@ -43,6 +44,17 @@ class Sample:
     def scored(self) -> int:
         """Number of scored tokens."""
         return int(self.mask[1:].sum())
+
+
+class Scorer(Protocol):
+    """What scores samples under factors; called with the same pairs on every rank."""
+
+    @property
+    def workers(self) -> int:
+        """Pairs that keep all ranks busy."""
+
+    def __call__(self, jobs: Sequence[tuple[RopeFactors, Sample]]) -> list[float]:
+        """Summed negative log-likelihood of each pair's scored tokens, >= 0, the same on every rank."""
 
 
 @dataclass(frozen=True, eq=False)

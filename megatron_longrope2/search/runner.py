@@ -19,7 +19,7 @@ from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, score_sa
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings, objective_digest, on_main
 from megatron_longrope2.search.objective import Objective, Sample, document_samples, make_objective
 from megatron_longrope2.search.report import write_results
-from megatron_longrope2.search.scoring import Scorer
+from megatron_longrope2.search.scoring import ModelScorer
 from megatron_longrope2.search.space import SearchSpace
 
 ALGORITHMS: dict[str, Callable[[Job], Outcome]] = {"evolution": evolve}
@@ -93,7 +93,7 @@ def prepare(settings: SearchSettings) -> Job:
     ]
     return Job(
         settings=settings,
-        scorer=Scorer(model),
+        scorer=ModelScorer(model),
         space=space,
         sampler=sampler,
         objective=objective,

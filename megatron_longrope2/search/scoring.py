@@ -121,8 +121,8 @@ def _nll_of_rows(
     return torch.cat(losses)
 
 
-class Scorer:
-    """Scores (factors, sample) pairs; every rank of the job calls it with the same pairs.
+class ModelScorer:
+    """The `objective.Scorer` of a Megatron model; every rank of the job calls it with the same pairs.
 
     Pairs are dealt to the data-parallel groups in turn; a group sends its pairs through its pipeline as
     micro-batches.

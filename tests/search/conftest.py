@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from megatron_longrope2.search.space import Individual, SearchSpace
+from megatron_longrope2.search.individual import Individual
+from megatron_longrope2.search.space import SearchSpace
 
 Loss = Callable[[Individual, int], float]
 

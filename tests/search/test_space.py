@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import load_factors, make_factors, ntk_below
-from megatron_longrope2.search.space import Below, Individual, SearchSpace
+from megatron_longrope2.search.individual import Below, Individual
+from megatron_longrope2.search.space import SearchSpace
 
 KINDS = st.sampled_from(("paper", "extended"))
 DIMS = st.sampled_from(("critical", "all"))
