@@ -61,7 +61,7 @@ def plot_factors(sets: Mapping[str, RopeFactors], path: str | Path) -> None:
             [], [], s=90, facecolors="none", edgecolors="grey", label="critical dimension of the factors"
         )
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_cosine(factors: RopeFactors, dim: int, path: str | Path) -> None:
@@ -114,10 +114,15 @@ def plot_cosine(factors: RopeFactors, dim: int, path: str | Path) -> None:
     curve.legend(fontsize=8)
     reach.set_xlabel("angle, as a position of plain RoPE (tokens)")
     reach.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure whole and close it; the suffix of `path` says the format.
+
+    Raises:
+        InputError: the image cannot be written, or its format is unknown.
+    """
     image_format = Path(path).suffix.removeprefix(".") or "png"
     known = figure.canvas.get_supported_filetypes()
     if image_format not in known:
