@@ -87,7 +87,7 @@ def _from_csv(path: Path, given: dict[str, float | None], critical_dim: int | No
         if given[name] is None:
             raise InputError(f"{path}: {name}: a CSV does not hold it; give it beside the file")
     try:
-        lines = path.read_text(encoding="utf-8").replace(",", "\n").split()
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     values = []
@@ -95,7 +95,7 @@ def _from_csv(path: Path, given: dict[str, float | None], critical_dim: int | No
         try:
             values.append(float(line))
         except ValueError as error:
-            raise InputError(f"{path}: entry {number}: {line!r} is not a number") from error
+            raise InputError(f"{path}: line {number}: {line[:40]!r} is not one number") from error
     model = {"rotary_dim": 2 * len(values)} | {
         name: value for name, value in given.items() if value is not None
     }

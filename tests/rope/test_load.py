@@ -56,9 +56,11 @@ def test_csv_of_the_authors(tmp_path: Path) -> None:
     [
         ("1\n2\n", {"rope_base": None}, "rope_base: a CSV does not hold it"),
         ("1\n2\n", {"target_length": None}, "target_length: a CSV does not hold it"),
-        ("1\ntwo\n", {}, "entry 2: 'two' is not a number"),
+        ("1\ntwo\n", {}, "line 2: 'two' is not one number"),
         ("1\nnan\n", {}, "long_factor: entry 1 is nan"),
         ("2\n1\n", {}, "long_factor: entry 1"),
+        ("1 2 3\n1 2 3\n", {}, "line 1: '1 2 3' is not one number"),
+        ("1,2,3,4\n", {}, "line 1: '1,2,3,4' is not one number"),
         ("", {}, "rotary_dim: 0 is not an even number"),
         ("1\n2\n", {"rotary_dim": 8}, "long_factor: 2 numbers, but half the rotary dimension is 4"),
     ],
