@@ -1,5 +1,7 @@
 """Scores of all measurements on the Megatron model in one layout, as JSON: FOLDER OUTPUT TP PP CP."""
 
+# ruff: noqa: E402 - the device comes before Megatron
+
 import json
 import sys
 from pathlib import Path

@@ -14,9 +14,31 @@ from megatron_longrope2.rope import RopeFactors, make_factors
 from megatron_longrope2.rope.hf import factors_to_hf
 
 ORIGINAL, TARGET = 64, 256
-WORDS = (
-    ["the", "and", "of", "that", "to", "in", "he", "shall", "unto", "for", "lord", "his", "them", "with", "is", "be", "not", "it", "they", "thou", "all", "thy", "which"]
-)
+WORDS = [
+    "the",
+    "and",
+    "of",
+    "that",
+    "to",
+    "in",
+    "he",
+    "shall",
+    "unto",
+    "for",
+    "lord",
+    "his",
+    "them",
+    "with",
+    "is",
+    "be",
+    "not",
+    "it",
+    "they",
+    "thou",
+    "all",
+    "thy",
+    "which",
+]
 
 
 def factors() -> RopeFactors:
@@ -51,7 +73,7 @@ def write_tokenizer(folder: Path, books: Path) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """`folder`/hf, a Hugging Face model with the rescaled RoPE, `folder`/megatron, the same, and `folder`/books."""
+    """Into `folder`: `hf`, a Hugging Face model with the rescaled RoPE, `megatron`, the same, and `books`."""
     books = write_books(folder / "books")
     write_tokenizer(folder / "hf", books)
     torch.manual_seed(0)

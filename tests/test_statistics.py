@@ -1,0 +1,47 @@
+"""Intervals against tabulated values and their own promise."""
+
+import math
+import random
+
+import pytest
+
+from megatron_longrope2.statistics import mean_interval, paired_difference, proportion_interval, t_quantile
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (63, 1.998), (10**6, 1.960)],
+)
+def test_t_quantile_is_the_tables(degrees: int, quantile: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=4e-3)
+
+
+def test_interval_covers_the_truth_95_times_in_100() -> None:
+    rnd = random.Random(0)
+    hits = 0
+    for _ in range(2000):
+        estimate = mean_interval([rnd.gauss(3, 2) for _ in range(8)])
+        hits += abs(estimate.mean - 3) <= estimate.ci95
+    assert 0.935 < hits / 2000 < 0.965
+
+
+def test_pairing_removes_what_samples_share() -> None:
+    hard = [1.0, 5.0, 9.0, 3.0]
+    difference = paired_difference([value + 0.5 for value in hard], hard)
+    assert (difference.mean, difference.ci95) == (0.5, 0.0)
+
+
+def test_one_value_says_nothing_of_its_error() -> None:
+    assert mean_interval([2.0]).ci95 == math.inf
+
+
+def test_unequal_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        paired_difference([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
+
+
+def test_wilson() -> None:
+    assert proportion_interval(10, 10) == (pytest.approx(0.7225, abs=1e-3), 1.0)
+    assert proportion_interval(50, 100) == (pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3))
