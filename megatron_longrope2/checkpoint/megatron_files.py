@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron_longrope2.checkpoint.common_state import load_state
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
 from megatron_longrope2.errors import InputError
 
@@ -240,17 +241,14 @@ class MegatronTensors:
         return int(self._common_state().get("iteration", 0))
 
     def _common_state(self) -> dict[str, Any]:
-        # Megatron's classes inside it are the ones that Megatron itself allows.
-        from megatron.core.safe_globals import SAFE_GLOBALS
-
         try:
-            with torch.serialization.safe_globals(SAFE_GLOBALS):
-                if (self.folder / "common.pt").exists():
-                    return torch.load(self.folder / "common.pt", map_location="cpu", weights_only=True)
-                info = self._metadata.storage_data[MetadataIndex(_COMMON)]
-                with (self.folder / info.relative_path).open("rb") as file:
-                    file.seek(info.offset)
-                    return torch.load(io.BytesIO(file.read(info.length)), weights_only=True)[0]
+            if (self.folder / "common.pt").exists():
+                with (self.folder / "common.pt").open("rb") as file:
+                    return load_state(file)
+            info = self._metadata.storage_data[MetadataIndex(_COMMON)]
+            with (self.folder / info.relative_path).open("rb") as file:
+                file.seek(info.offset)
+                return load_state(io.BytesIO(file.read(info.length)))[0]
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(f"{self.folder}: common_state: cannot be read: {error}") from error
 

@@ -1,0 +1,87 @@
+"""The Megatron model of a converted checkpoint computes what transformers computes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_round_trip import assert_same_weights, longrope2_factors
+from tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
+
+from megatron_longrope2.checkpoint.export_hf import export_hf
+from megatron_longrope2.checkpoint.import_hf import import_hf
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-4
+LENGTHS = [ORIGINAL - 7, ORIGINAL, ORIGINAL + 1, TARGET]
+
+
+def run_child(arguments: list[str], processes: int = 1) -> str:
+    """Run Megatron in processes of its own (it keeps global state); their output."""
+    launcher = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def differences(pairs: dict[str, tuple[Path, Path]], lengths: list[int] = LENGTHS) -> dict[str, float]:
+    """Largest logit difference of each pair (Megatron folder, Hugging Face folder) over all lengths."""
+    request = {"pairs": [[str(path) for path in pair] for pair in pairs.values()], "lengths": lengths}
+    output = run_child([str(HERE / "compare_logits.py"), json.dumps(request)])
+    answer = json.loads(output.split("ANSWER")[-1].splitlines()[0])
+    return {name: max(worst.values()) for name, worst in zip(pairs, answer, strict=True)}
+
+
+@pytest.mark.slow
+def test_every_architecture_with_longrope2(tmp_path: Path) -> None:
+    pairs = {}
+    for variant in VARIANTS:
+        folder = tmp_path / variant
+        hf = save_model(folder / "hf", variant)
+        rotary_dim = {"llama_biased": 24, "mistral": 32, "qwen3": 32, "phi3_partial": 12}.get(variant, 16)
+        longrope2_factors(folder, rotary_dim)
+        import_hf(hf, folder / "megatron", rope_factors=folder / "factors.json")
+        export_hf(folder / "megatron", folder / "back")
+        pairs[variant] = (folder / "megatron", folder / "back")
+    found = differences(pairs)
+    assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.slow
+def test_every_rope_type(tmp_path: Path) -> None:
+    pairs = {"default": (tmp_path / "default/megatron", save_model(tmp_path / "default/hf"))}
+    for variant, rope in [
+        ("llama", "linear"),
+        ("llama", "llama3"),
+        ("llama", "yarn"),
+        ("llama", "longrope"),
+        ("phi3", "longrope"),
+        ("qwen2", "yarn"),
+    ]:
+        folder = tmp_path / f"{variant}_{rope}"
+        hf = save_model(folder / "hf", variant, **rope_changes(rope))
+        pairs[folder.name] = (folder / "megatron", hf)
+    for megatron, hf in pairs.values():
+        import_hf(hf, megatron)
+    found = differences(pairs)
+    assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.slow
+def test_through_tensor_and_pipeline_parallel(tmp_path: Path) -> None:
+    folders = {}
+    for variant in ("llama_tied_mha", "llama", "phi3", "qwen2", "qwen3"):
+        folders[variant] = folder = tmp_path / variant
+        import_hf(save_model(folder / "hf", variant, num_hidden_layers=4), folder / "megatron")
+    pairs = [[str(folder / "megatron"), str(folder / "again")] for folder in folders.values()]
+    run_child([str(HERE / "load_and_save.py"), json.dumps(pairs)], processes=4)
+    for folder in folders.values():
+        export_hf(folder / "again", folder / "back")
+        assert_same_weights(folder / "hf", folder / "back")
