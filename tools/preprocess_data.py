@@ -1,9 +1,13 @@
-"""Text to tokens: `<output>/short.{bin,idx}`, `<output>/long.{bin,idx}` and `<output>/manifest.json`."""
+"""Text to tokens: `<output>/short.{bin,idx}`, `<output>/long.{bin,idx}` and `<output>/manifest.json`.
+
+With --mix, one such folder for every source of the mix, and `<output>/mix.json`.
+"""
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 
+from megatron_longrope2.data.mix import available_tokens, load_mix, preprocess_mix, token_table
 from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
-from megatron_longrope2.errors import run_main
+from megatron_longrope2.errors import InputError, run_main
 
 
 def _parser() -> ArgumentParser:
@@ -13,9 +17,21 @@ def _parser() -> ArgumentParser:
         "--input",
         required=True,
         metavar="PATH",
-        help=".txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder of them",
+        help=".txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder of them; with --mix the folder "
+        "that the sources' paths are relative to",
     )
-    add("--output", required=True, metavar="FOLDER", help="folder to make; must not exist or be empty")
+    add(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder to make; without --mix it must not exist or be empty",
+    )
+    add(
+        "--mix",
+        metavar="FILE",
+        help="YAML file of sources, buckets and token budgets, or `paper` for the paper's mix",
+    )
+    add("--dry-run", action="store_true", help="print the mix's token table and stop; needs --mix")
     add(
         "--tokenizer",
         required=True,
@@ -35,8 +51,9 @@ def _parser() -> ArgumentParser:
         nargs="+",
         default=[],
         metavar="TOKENS",
-        help="upper ends of several long buckets (the paper's: 102400 204800), named long-<end>; longer "
-        "documents are dropped and counted; without it there is one bucket, `long`, without an end",
+        help="upper ends of several long buckets (the paper's: 100000 200000), named long-<end>; longer "
+        "documents are dropped and counted; without it there is one bucket, `long`, without an end; with "
+        "--mix the mix file says it",
     )
     add("--text-field", default="text", metavar="NAME", help="JSON field or parquet column of the text")
     add("--add-bos", action="store_true", help="put the tokenizer's BOS before every document")
@@ -59,25 +76,38 @@ def _parser() -> ArgumentParser:
 
 def _main() -> None:
     args = _parser().parse_args()
-    manifest = preprocess(
-        PreprocessConfig(
-            input=args.input,
-            output=args.output,
-            tokenizer=args.tokenizer,
-            original_length=args.original_length,
-            long_buckets=tuple(args.long_buckets),
-            text_field=args.text_field,
-            add_bos=args.add_bos,
-            cut_long_documents=args.cut_long_documents,
-            allow_empty_buckets=args.allow_empty_buckets,
-            workers=args.workers,
-            shard_bytes=args.shard_size << 20,
-        )
+    job = PreprocessConfig(
+        input=args.input,
+        output=args.output,
+        tokenizer=args.tokenizer,
+        original_length=args.original_length,
+        long_buckets=tuple(args.long_buckets),
+        text_field=args.text_field,
+        add_bos=args.add_bos,
+        cut_long_documents=args.cut_long_documents,
+        allow_empty_buckets=args.allow_empty_buckets,
+        workers=args.workers,
+        shard_bytes=args.shard_size << 20,
     )
+    if args.mix:
+        _run_mix(args.mix, job, dry_run=args.dry_run)
+        return
+    if args.dry_run:
+        raise InputError("--dry-run: prints a mix's token table; give --mix")
+    manifest = preprocess(job)
     for bucket in manifest["buckets"]:
         print(f"{bucket['name']}: {bucket['documents']:,} documents, {bucket['tokens']:,} tokens")
     if manifest["documents_too_long"]:
         print(f"dropped as longer than the last bucket: {manifest['documents_too_long']:,} documents")
+
+
+def _run_mix(path: str, job: PreprocessConfig, *, dry_run: bool) -> None:
+    mix = load_mix(path, job.input)
+    if not dry_run:
+        preprocess_mix(mix, job)
+    print(token_table(mix, job.original_length, available_tokens(mix, job.output)))
+    if not dry_run:
+        print(f"wrote {job.output}/mix.json")
 
 
 def main() -> None:

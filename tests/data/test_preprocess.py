@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from megatron_longrope2.tools import preprocess_data
 
 from megatron_longrope2.data import preprocess as module
 from megatron_longrope2.data.encoder import load_encoder
@@ -191,17 +190,15 @@ def test_bos_that_the_tokenizer_lacks_is_refused(config: PreprocessConfig, tmp_p
         preprocess(replace(config, tokenizer=str(folder), add_bos=True))
 
 
-def test_command_line(config: PreprocessConfig, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.preprocess_data", "--input", config.input, "--output"]
-    options = ["--tokenizer", config.tokenizer, "--original-length", str(SHORT), "--workers", "2"]
-    root = Path(__file__).parents[2]
-    good = subprocess.run(
-        [*command, str(tmp_path / "cli"), *options], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert good.returncode == 0, good.stderr
-    assert "short: " in good.stdout
-    bad = subprocess.run(
-        [*command, str(tmp_path / "cli"), *options], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert bad.returncode == 2
-    assert bad.stderr.strip().splitlines()[-1].startswith("error: ")
+def test_command_line(
+    config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--input", config.input, "--output", config.output, "--tokenizer", config.tokenizer]
+    options = ["--original-length", str(SHORT), "--workers", "2"]
+    monkeypatch.setattr("sys.argv", ["preprocess_data", *arguments, *options])
+    preprocess_data.main()
+    assert "short: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        preprocess_data.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {config.output}: exists already")
