@@ -51,6 +51,7 @@ def install() -> None:
     torch.compile = _eager
     # Megatron warns at import of every CUDA library that is not there.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     _stand_in_for_torch_cuda()
     _stand_in_for_tensors()
     _stand_in_for_distributed()

@@ -1,6 +1,7 @@
 """Megatron's arguments, completed from checkpoint and device, and the model configuration they give."""
 
 import importlib.util
+import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import fields
@@ -76,7 +77,12 @@ def parse_model_arguments(
     if args.seq_length is not None and args.max_position_embeddings is not None:
         # Upstream refuses sequences beyond it; for us it is what the rescaled angles reach.
         args.max_position_embeddings = max(args.max_position_embeddings, args.seq_length)
-    validate_args(args, dict(defaults or {}))
+    try:
+        validate_args(args, dict(defaults or {}))
+    except AssertionError as error:
+        # Upstream checks with bare asserts, many without a message: the condition then says what is missing.
+        condition = traceback.extract_tb(error.__traceback__)[-1].line
+        raise InputError(f"Megatron's arguments: {error if str(error) else condition}") from error
     args.longrope2_factors = resolve_factors(args).to_dict()
     args.original_length = args.longrope2_factors["original_length"]
     set_global_variables(args)

@@ -66,6 +66,11 @@ def parse_training_arguments() -> Namespace:
         # Transformer Engine's kernel takes one table for the whole pack.
         warn_rank_0("RoPE fusion is off: one pack may hold documents of both windows")
         args.apply_rope_fusion = False
+    if args.pipeline_model_parallel_size > 1 and args.micro_batch_size > 1:
+        # A pack is one row of all the micro-batch's tokens; pipeline stages would expect the rows apart.
+        args.variable_seq_lengths = True
+        # Upstream refuses that with its default expert dispatcher, experts or not.
+        args.moe_token_dispatcher_type = "alltoall"
     if not args.pool:
         raise InputError("--pool: no training documents; give at least one, e.g. --pool long 1 data/long")
     target = args.longrope2_factors["target_length"]
