@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longrope2.data.books import read_books
-from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.needle_keys import ADJECTIVES, NOUNS
+from megatron_longrope2.data.needles import NEEDLE, NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"
@@ -22,6 +23,12 @@ def test_the_tokenizer_splits_digits_and_adds_one_bos() -> None:
     assert tokenizer.convert_ids_to_tokens(ids)[0] == "<s>"
     assert [t for t in tokenizer.convert_ids_to_tokens(ids) if t.isdigit()] == list("4821973")
     assert tokenizer.decode(ids, skip_special_tokens=True) == "In 4821973 days."
+
+
+def test_no_key_shares_a_token_with_the_sentence_around_it() -> None:
+    tokenizer = load_tokenizer(BASE)
+    sentence = set(tokenizer.tokenize(NEEDLE.format(kind="number", key="", value="")))
+    assert {w: s for w in ADJECTIVES + NOUNS if (s := sentence & set(tokenizer.tokenize(f" {w}")))} == {}
 
 
 def test_the_config_is_the_one_the_demo_extends() -> None:
