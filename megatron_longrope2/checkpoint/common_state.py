@@ -38,11 +38,16 @@ class Unpickler(pickle.Unpickler):
         return _ALLOWED.get((module, name), Unread)
 
 
+def load(*_: Any, **__: Any) -> Any:
+    """What torch.load would call for its format of before 2020, which runs code."""
+    raise pickle.UnpicklingError("not in torch.save's zip format; the file is damaged")
+
+
 def load_state(file: IO[bytes]) -> Any:
     """What `torch.save` wrote to `file`.
 
     Raises:
         OSError, RuntimeError, EOFError, pickle.UnpicklingError: damaged.
     """
-    # torch.load asks a module for its Unpickler; this one is enough.
+    # torch.load asks a module for `Unpickler` and `load`; this one is enough.
     return torch.load(file, map_location="cpu", pickle_module=sys.modules[__name__], weights_only=False)

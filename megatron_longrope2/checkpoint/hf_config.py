@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
@@ -69,8 +70,8 @@ class HFConfig:
             )
         try:
             full = AutoConfig.from_pretrained(path.parent, local_files_only=True).to_dict()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a valid {kind} configuration: {_first_line(error)}") from error
+        except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            raise InputError(f"{path}: not a valid {kind} configuration: {_one_line(error)}") from error
         config = cls(path=path, raw=raw, full=full)
         config._check()
         return config
@@ -228,5 +229,5 @@ def exported_config(
     return out
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

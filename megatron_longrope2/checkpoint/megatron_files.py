@@ -123,13 +123,23 @@ class _StreamingWriter(FileSystemWriter):
                     if isinstance(data, io.BytesIO):
                         stream.write(data.getbuffer())
                     else:
-                        torch.save(_own_storage(data), stream)
+                        _save(data, stream)
                     length = stream.tell() - begin
                     results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
             number += 1
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
+
+
+def _save(tensor: Tensor, stream: Any) -> None:
+    try:
+        torch.save(_own_storage(tensor), stream)
+    except RuntimeError as error:
+        # torch reports a full disk as an inconsistency of its archive.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _own_storage(tensor: Tensor) -> Tensor:
