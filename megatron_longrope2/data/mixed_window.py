@@ -32,7 +32,7 @@ class MixedWindowConfig:
     Attributes:
         pools: where documents come from and their shares of the segments; pools of weight 0 are left out.
         original_length: the pre-trained window L, tokens.
-        target_length: tokens of a segment T; a multiple of `alignment`, as is `original_length`.
+        target_length: tokens of a segment T; with `original_length`, a multiple of `alignment`.
         global_batch_size: segments of an optimizer step; the windows are mixed within it.
         seed: of the packing, of each epoch's order and of the mixing.
         context_parallel_size: CP ranks that share a segment.
@@ -59,12 +59,18 @@ class MixedWindowConfig:
                 f"target_length: {self.target_length} is not larger than original_length "
                 f"{self.original_length}; the long window must be the longer one"
             )
-        for name in ("original_length", "target_length"):
+        for name, unit, of in (
+            ("original_length", self.alignment, "2 x context parallel size"),
+            (
+                "target_length",
+                self.alignment * self.sequence_parallel_size,
+                "2 x context parallel size x tensor parallel size with sequence parallelism",
+            ),
+        ):
             length = getattr(self, name)
-            if length < 1 or length % self.alignment:
+            if length < 1 or length % unit:
                 raise InputError(
-                    f"{name}: {length} is not a multiple of {self.alignment} (2 x context parallel size "
-                    "x tensor parallel size with sequence parallelism); change the length or the layout"
+                    f"{name}: {length} is not a multiple of {unit} ({of}); change the length or the layout"
                 )
         if self.long_window_attention not in ("full", "document"):
             raise InputError(
@@ -75,15 +81,16 @@ class MixedWindowConfig:
 
     @property
     def alignment(self) -> int:
-        """Every span is a multiple of this: context parallelism deals it out in 2 x CP equal chunks."""
-        if self.context_parallel_size == 1:
-            return self.sequence_parallel_size
-        return 2 * self.context_parallel_size * self.sequence_parallel_size
+        """Every span is a multiple of this: context parallelism deals it out in 2 x CP equal chunks.
+
+        Sequence parallelism cuts a rank's whole share evenly, wherever documents end, and adds nothing.
+        """
+        return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
 
     @property
     def min_document_length(self) -> int:
         """A document of fewer tokens would give some context-parallel rank padding only."""
-        return (self.context_parallel_size - 1) * self.sequence_parallel_size + 1
+        return self.context_parallel_size
 
 
 class _PackedPool:

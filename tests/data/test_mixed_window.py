@@ -1,10 +1,11 @@
 """Segments are what the model and Megatron's loaders expect, for every layout, and resume exactly."""
 
-import json
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,23 +148,23 @@ def test_an_epoch_reads_every_token_once_and_the_next_in_another_order(pools: tu
 
 
 PRINT_ITEMS = """
-import hashlib, json, sys
-from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset
-from megatron_longrope2.data.pools import Pool
-short, long = sys.argv[1:]
-config = MixedWindowConfig((Pool(short, "short", 3), Pool(long, "long", 7)), original_length=64,
-                           target_length=512, global_batch_size=10, seed=1, repeat=True)
-dataset = MixedWindowDataset(config, 40, pad_id=999)
-print(json.dumps([hashlib.sha256(dataset[i]["tokens"].numpy().tobytes()).hexdigest() for i in range(40)]))
+import sys
+from test_mixed_window import Pool, configuration, digests
+print(*digests(configuration((Pool(sys.argv[1], "short", 3), Pool(sys.argv[2], "long", 7)))))
 """
 
 
-def test_every_process_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
+def digests(config: MixedWindowConfig) -> list[str]:
+    dataset = MixedWindowDataset(config, 40, pad_id=PAD)
+    return [hashlib.sha256(dataset[i]["tokens"].numpy().tobytes()).hexdigest() for i in range(40)]
+
+
+def test_another_process_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
     command = [sys.executable, "-c", PRINT_ITEMS, pools[0].path_prefix, pools[1].path_prefix]
-    one, two = (subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2))
-    first, second = (json.loads(process.communicate()[0].splitlines()[-1]) for process in (one, two))
-    assert first == second
-    assert len(set(first)) > 30
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    theirs = run.stdout.splitlines()[-1].split()
+    assert theirs == digests(configuration(pools))
+    assert len(set(theirs)) > 30
 
 
 def test_upstream_collates_and_flattens_the_items(pools: tuple[Pool, ...]) -> None:
@@ -196,6 +197,8 @@ def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
     [
         ({"target_length": 64}, "target_length: 64 is not larger than original_length 64"),
         ({"context_parallel_size": 3}, "original_length: 64 is not a multiple of 6"),
+        ({"sequence_parallel_size": 3}, "target_length: 512 is not a multiple of 3"),
+        ({"vocab_size": 500}, "holds token id .*, the model's vocabulary has 500"),
         ({"original_length": 32}, "too long for the short window of 32"),
         ({"original_length": 128}, "not longer than the short window of 128"),
         ({"long_window_attention": "sparse"}, '"sparse" is not "full" or "document"'),

@@ -87,7 +87,7 @@ def test_documents_of_exactly_one_segment_are_not_cut() -> None:
     assert (packing.length == 128).all()
 
 
-@pytest.mark.parametrize("alignment", [1, 8])
+@pytest.mark.parametrize("alignment", [1, 8, 16])
 def test_waste_is_below_one_percent_for_documents_of_realistic_length(alignment: int) -> None:
     """Web text: median about 700 tokens, log-normal, cut at the short window of 8192; T is 131072."""
     rng = np.random.default_rng(0)
