@@ -220,6 +220,7 @@ def _skip_compilation_of_shipped_helpers() -> None:
 
 
 def _let_megatron_start_without_cuda() -> None:
+    import megatron.core.inference.communication_utils as inference_communication
     import megatron.training.initialize as initialize
     import megatron.training.training as training
 
@@ -227,3 +228,5 @@ def _let_megatron_start_without_cuda() -> None:
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
     training.set_jit_fusion_options = _nothing()
+    # Generation's pipeline messages are asserted to be CUDA tensors.
+    inference_communication._is_cuda = _nothing()
