@@ -85,8 +85,14 @@ def write_model(folder: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        initializer_range=0.3,
+        initializer_range=0.2,
         **factors_to_hf(factors()),
     )
     LlamaForCausalLM(config).save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "megatron")
+
+
+def prompts() -> list[list[int]]:
+    """Lengths far below 64 tokens, crossing it within 12 (two of one length), at it and above it."""
+    rnd = random.Random(1)
+    return [[rnd.randrange(400) for _ in range(length)] for length in (20, 58, 58, 64, 65, 100)]

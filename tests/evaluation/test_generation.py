@@ -1,0 +1,88 @@
+"""Generation with a cache equals recomputation at every step: below, above and across the boundary."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_llama import prompts
+from transformers import AutoModelForCausalLM
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama: Path) -> list[tuple[list[int], torch.Tensor]]:
+    """Greedy tokens and logits [NEW, vocabulary] of transformers without a cache, one prompt at a time."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama / "hf", dtype="float32").eval()
+    results = []
+    for prompt in prompts():
+        tokens, logits = list(prompt), []
+        for _ in range(NEW):
+            with torch.no_grad():
+                logits.append(model(torch.tensor([tokens]), use_cache=False).logits[0, -1])
+            tokens.append(int(logits[-1].argmax()))
+        results.append((tokens[len(prompt) :], torch.stack(logits)))
+    return results
+
+
+@pytest.fixture(scope="module")
+def single(tiny_llama: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    output = tmp_path_factory.mktemp("generation") / "single.json"
+    launch("generate_worker.py", tiny_llama, output, 1, 1)
+    return json.loads(output.read_text())
+
+
+def test_equals_recomputation(single: Any, reference: list[tuple[list[int], torch.Tensor]]) -> None:
+    for tokens, logits, (wanted, wanted_logits) in zip(
+        single["tokens"], single["logits"], reference, strict=True
+    ):
+        assert tokens == wanted
+        torch.testing.assert_close(torch.tensor(logits), wanted_logits, rtol=0, atol=1e-4)
+
+
+def test_the_boundary_matters(tiny_llama: Path, reference: list[tuple[list[int], torch.Tensor]]) -> None:
+    """Otherwise the test above could not fail: the cached keys of the short window give other logits."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama / "hf", dtype="float32").eval()
+    cached = model.generate(
+        torch.tensor([prompts()[1]]),
+        max_new_tokens=NEW,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    difference = (torch.cat(list(cached.logits)) - reference[1][1]).abs().amax(1)
+    assert difference[:7].max() < 1e-3
+    assert difference[7:].max() > 0.1
+
+
+def test_stop_token_is_the_last(single: Any) -> None:
+    assert single["stopped"] == single["tokens"][1][:4]
+
+
+def test_sampling_is_each_prompts_own(single: Any) -> None:
+    assert single["sampled"] != single["tokens"]
+    assert single["sampled_alone"] == single["sampled"][0]
+
+
+def test_refusals(single: Any) -> None:
+    assert single["too_long"] == (
+        "prompt 0: 250 tokens and 7 new ones are longer than the target length of 256; "
+        "shorten it or use factors for a longer target"
+    )
+    assert single["empty"] == "prompt 1: is empty; give at least one token"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_layouts_agree(
+    tp: int, pp: int, single: Any, tiny_llama: Path, launch: Callable[..., str], tmp_path: Path
+) -> None:
+    launch("generate_worker.py", tiny_llama, tmp_path / "out.json", tp, pp, processes=tp * pp)
+    split = json.loads((tmp_path / "out.json").read_text())
+    assert split["tokens"] == single["tokens"]
+    assert split["sampled"] == single["sampled"]
+    for logits, wanted in zip(split["logits"], single["logits"], strict=True):
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(wanted), rtol=0, atol=1e-4)
