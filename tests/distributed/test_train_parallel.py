@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launch import torchrun
 
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.rope import make_factors
+from tests.distributed.launch import torchrun
 
 WORKER = Path(__file__).with_name("train_worker.py")
 ORIGINAL, TARGET, VOCAB = 64, 256, 256
@@ -73,9 +73,10 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         --num-layers 4 --hidden-size 64 --num-attention-heads 4 --kv-channels 16 --group-query-attention
         --num-query-groups 2 --ffn-hidden-size 96 --swiglu --normalization RMSNorm --disable-bias-linear
         --position-embedding-type rope --rotary-base 10000 --max-position-embeddings {ORIGINAL}
-        --seq-length {TARGET} --vocab-size {VOCAB} --make-vocab-size-divisible-by 64 --tokenizer-type NullTokenizer
+        --seq-length {TARGET} --vocab-size {VOCAB} --make-vocab-size-divisible-by 64
+        --tokenizer-type NullTokenizer --init-method-std 0.2 --no-check-for-nan-in-loss-and-grad
         --attention-dropout 0 --hidden-dropout 0 --micro-batch-size 1 --global-batch-size 8 --train-iters 1
-        --lr 1e-3 --no-check-for-nan-in-loss-and-grad --ckpt-format torch_dist --rope-factors {folder}/factors.json --init-method-std 0.2
+        --lr 1e-3 --ckpt-format torch_dist --rope-factors {folder}/factors.json
         --pool short 1 {folder}/short --pool long 1 {folder}/long
     """.split()
     checkpoint = folder / "checkpoint"

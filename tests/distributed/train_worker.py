@@ -1,13 +1,14 @@
-"""Run under torchrun: one optimizer step in each of several parallel layouts, losses and gradients written out.
+"""Run under torchrun: one step in each of several parallel layouts, losses and gradients written out.
 
 usage: train_worker.py LAYOUTS.json OUTPUT.pt ARGUMENT...
 
-LAYOUTS.json maps a layout's name to its Megatron arguments; ARGUMENT... are common to all. OUTPUT.pt maps the name
-to {"losses": {name: value}, "gradients": {parameter's name in the whole model: whole gradient}}.
+LAYOUTS.json maps a layout's name to its Megatron arguments; ARGUMENT... are common to all. OUTPUT.pt maps the
+name to {"losses": {name: value}, "gradients": {parameter's name in the whole model: whole gradient}}.
 """
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from megatron_longrope2 import device
@@ -16,12 +17,12 @@ device.install()
 
 import torch
 from megatron.core import mpu
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.enums import ModelType
+from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_model_config, unwrap_model
-from megatron.core.num_microbatches_calculator import get_num_microbatches
-from megatron.core.distributed import finalize_model_grads
-from megatron.core.enums import ModelType
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.initialize import initialize_megatron
 from megatron.training.training import (
@@ -38,7 +39,7 @@ from megatron_longrope2.training.loop import datasets, forward_step
 def main() -> None:
     layouts_file, output_file, *common = sys.argv[1:]
     results = {}
-    for name, arguments in json.load(open(layouts_file)).items():
+    for name, arguments in json.loads(Path(layouts_file).read_text()).items():
         sys.argv = ["pretrain", *common, *arguments]
         results[name] = one_step()
         destroy_global_state()
@@ -103,7 +104,9 @@ def whole_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if getattr(parameter, "tensor_model_parallel", False) and group.size() > 1:
             shards = [torch.empty_like(gradient) for _ in range(group.size())]
             torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
-            if "linear_fc1" in name:  # every rank holds its part of the gate, then its part of the up projection
+            if (
+                "linear_fc1" in name
+            ):  # every rank holds its part of the gate, then its part of the up projection
                 gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
                 gradient = torch.cat([*gates, *ups])
             else:
