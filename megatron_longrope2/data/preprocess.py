@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -130,7 +131,9 @@ def _build_shards(shards: list[Shard], recipe: Recipe, folder: Path, workers: in
     # The workers are the parallelism; the tokenizer's own threads would fight them and do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as executor:
+    with ProcessPoolExecutor(
+        min(workers, len(todo)), mp_context=context, initializer=_end_with_parent
+    ) as executor:
         waiting: deque[tuple[Future[None], int]] = deque(
             (executor.submit(build_shard, shard, recipe, place), shard.size) for shard, place in todo
         )
@@ -154,6 +157,18 @@ def _build_shards(shards: list[Shard], recipe: Recipe, folder: Path, workers: in
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
     return folders
+
+
+def _end_with_parent() -> None:
+    """Have this worker stop when the main process is killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _merge(

@@ -1,6 +1,7 @@
 """Text becomes pools: all of it, once, in order, however the work is shared out or interrupted."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,18 @@ def test_a_change_of_settings_does_not_reuse_shards(config: PreprocessConfig, tm
         preprocess(replace(config, original_length=100_000))
     assert preprocess(config)["buckets"][0]["at_most"] == SHORT
     assert not (tmp_path / ".out.shards").exists()
+
+
+def _die(*_: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_one_line(
+    config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "build_shard", _die)
+    with pytest.raises(InputError, match=r"a worker was killed \(out of memory\?\); run the same command"):
+        preprocess(config)
 
 
 def test_a_full_disk_is_one_line(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
