@@ -101,8 +101,8 @@ class WindowRotaryEmbedding(torch.nn.Module):
         long = last >= factors.original_length
         if bool((long & (first > 0) & (first <= factors.original_length)).any()):
             raise InputError(
-                f"past_key_values: a sequence crosses the original length of {factors.original_length} "
-                f"tokens "
+                f"past_key_values: a sequence crosses the original length of "
+                f"{factors.original_length} tokens "
                 "with a cache made before it; call the model without the cache, or use `generate`"
             )
         device = position_ids.device
