@@ -1,6 +1,5 @@
 """Hugging Face folder to Megatron checkpoint: streaming, exact, no model built."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, is_finite, 
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.hf_files import HFTensors, check_space
 from megatron_longrope2.checkpoint.hf_folder import copy_side_files
-from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims, Shape
-from megatron_longrope2.checkpoint.megatron_files import Stack, write_checkpoint
+from megatron_longrope2.checkpoint.mapping import Block, Mapping, ModelDims, Shape
+from megatron_longrope2.checkpoint.megatron_files import Chunk, Stack, write_checkpoint
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
 from megatron_longrope2.rope import RopeFactors, load_factors
@@ -81,7 +80,7 @@ def import_hf(
     with replacing(save_dir) as partial_dir:
         partial_dir.mkdir()
         copy_side_files(config.path.parent, partial_dir / TOKENIZER)
-        chunks = sum(len(stack.make) for stack in stacks.values())
+        chunks = sum(len(stack.chunks) for stack in stacks.values())
         with tqdm(total=chunks, desc="to Megatron", unit="tensor") as make.progress:
             write_checkpoint(partial_dir, stacks, args)
     return rows
@@ -147,16 +146,19 @@ class _Maker:
 
     def stack(self, mapping: Mapping) -> Stack:
         shape = mapping.megatron_shape(self.dims)
-        dtype = self._dtype(mapping)
-        if not mapping.in_layers:
-            origin = (0,) * len(shape)
-            return Stack(shape, dtype, shape, {origin: partial(self._tensor, mapping, 0)})
-        layers = range(self.dims.num_layers)
-        zeros = (0,) * len(shape)
-        make: dict[Shape, Callable[[], Tensor]] = {
-            (n, *zeros): partial(self._layer, mapping, n) for n in layers
-        }
-        return Stack((len(layers), *shape), dtype, (1, *shape), make)
+        layers = self.dims.num_layers if mapping.in_layers else 1
+        chunks = {}
+        for layer in range(layers):
+            row = 0
+            for block in mapping.blocks(self.dims):
+                names = [mapping.hf_names(layer)[n] for n in block.sources]
+                size: Shape = (block.rows, *shape[1:])
+                offset: Shape = (row, *(0,) * (len(shape) - 1))
+                if mapping.in_layers:
+                    size, offset = (1, *size), (layer, *offset)
+                chunks[offset] = Chunk(size, partial(self._block, block, names, size))
+                row += block.rows
+        return Stack((layers, *shape) if mapping.in_layers else shape, self._dtype(mapping), chunks)
 
     def _dtype(self, mapping: Mapping) -> torch.dtype:
         layers = range(self.dims.num_layers if mapping.in_layers else 1)
@@ -169,12 +171,9 @@ class _Maker:
             )
         return self.dtype or specs[0].dtype
 
-    def _layer(self, mapping: Mapping, layer: int) -> Tensor:
-        return self._tensor(mapping, layer).unsqueeze(0)
-
-    def _tensor(self, mapping: Mapping, layer: int) -> Tensor:
+    def _block(self, block: Block, names: list[str], size: Shape) -> Tensor:
         parts = []
-        for name in mapping.hf_names(layer):
+        for name in names:
             part = self.tensors[name]
             if not self.allow_nonfinite and not is_finite(part):
                 raise InputError(
@@ -184,4 +183,4 @@ class _Maker:
             parts.append(part if self.dtype is None else part.to(self.dtype))
         if self.progress is not None:
             self.progress.update()
-        return mapping.to_megatron(parts, self.dims)
+        return block.make(parts).view(size)

@@ -5,7 +5,9 @@ describes one layer's slice of it (or a tensor outside the layers) and moves no 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,6 +53,21 @@ class ModelDims:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Some whole rows of a Megatron tensor, which can be made without the others."""
+
+    rows: int
+    sources: tuple[int, ...]
+    """Which of a mapping's Hugging Face tensors it is made of."""
+    make: Callable[[list[Tensor]], Tensor]
+    """The rows, from those tensors; a view of one where possible."""
+
+
+def _unchanged(parts: list[Tensor]) -> Tensor:
+    return parts[0]
+
+
+@dataclass(frozen=True)
 class Mapping(ABC):
     """One Megatron name and the Hugging Face names that hold the same numbers."""
 
@@ -76,12 +93,16 @@ class Mapping(ABC):
         """Shapes of the Hugging Face tensors, in the order of `hf`."""
 
     @abstractmethod
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
-        """The Megatron tensor from the Hugging Face tensors, in the order of `hf`."""
+    def blocks(self, dims: ModelDims) -> list[Block]:
+        """How the Megatron tensor is made, from its first row to its last."""
 
     @abstractmethod
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         """The Hugging Face tensors (views where possible), in the order of `hf`."""
+
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+        """The whole Megatron tensor from the Hugging Face tensors, in the order of `hf`."""
+        return torch.cat([block.make([parts[n] for n in block.sources]) for block in self.blocks(dims)])
 
     def hf_names(self, layer: int) -> tuple[str, ...]:
         """Hugging Face names of one layer (`layer` is ignored outside the layers)."""
@@ -106,8 +127,8 @@ class Direct(Mapping):
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
         return (self.megatron_shape(dims),)
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:  # noqa: ARG002
-        return parts[0]
+    def blocks(self, dims: ModelDims) -> list[Block]:
+        return [Block(self.megatron_shape(dims)[0], (0,), _unchanged)]
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:  # noqa: ARG002
         return (tensor,)
@@ -129,9 +150,12 @@ class Vocabulary(Mapping):
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
         return ((dims.vocab_size, dims.hidden_size),)
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+    def blocks(self, dims: ModelDims) -> list[Block]:
         padding = dims.padded_vocab_size - dims.vocab_size
-        return torch.nn.functional.pad(parts[0], (0, 0, 0, padding)) if padding else parts[0]
+        rows = Block(dims.vocab_size, (0,), _unchanged)
+        # Made of the rows only to have their dtype.
+        zeros = Block(padding, (0,), lambda parts: parts[0].new_zeros(padding, dims.hidden_size))
+        return [rows, zeros] if padding else [rows]
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return (tensor[: dims.vocab_size],)
@@ -157,8 +181,8 @@ class GatedMLP(Mapping):
         shape = (dims.ffn_hidden_size, *self.megatron_shape(dims)[1:])
         return (shape, shape)
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:  # noqa: ARG002
-        return torch.cat(parts)
+    def blocks(self, dims: ModelDims) -> list[Block]:
+        return [Block(dims.ffn_hidden_size, (part,), _unchanged) for part in (0, 1)]
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return tuple(tensor.split(dims.ffn_hidden_size))
@@ -188,9 +212,8 @@ class QKV(Mapping):
         columns = self.megatron_shape(dims)[1:]
         return tuple((rows, *columns) for rows in _qkv_rows(dims))
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
-        groups = [part.unflatten(0, (dims.num_query_groups, -1)) for part in parts]
-        return torch.cat(groups, dim=1).flatten(0, 1)
+    def blocks(self, dims: ModelDims) -> list[Block]:
+        return [Block(dims.qkv_size, (0, 1, 2), partial(_interleave, dims))]
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         grouped = tensor.unflatten(0, (dims.num_query_groups, -1))
@@ -218,8 +241,11 @@ class FusedQKV(Mapping):
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
         return (self.megatron_shape(dims),)
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
-        return self._unfused.to_megatron(list(parts[0].split(_qkv_rows(dims))), dims)
+    def blocks(self, dims: ModelDims) -> list[Block]:
+        def interleave(parts: list[Tensor]) -> Tensor:
+            return _interleave(dims, parts[0].split(_qkv_rows(dims)))
+
+        return [Block(dims.qkv_size, (0,), interleave)]
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return (torch.cat(self._unfused.to_hf(tensor, dims)),)
@@ -227,3 +253,8 @@ class FusedQKV(Mapping):
 
 def _qkv_rows(dims: ModelDims) -> list[int]:
     return [dims.query_size, dims.key_value_size, dims.key_value_size]
+
+
+def _interleave(dims: ModelDims, parts: Sequence[Tensor]) -> Tensor:
+    groups = [part.unflatten(0, (dims.num_query_groups, -1)) for part in parts]
+    return torch.cat(groups, dim=1).flatten(0, 1)

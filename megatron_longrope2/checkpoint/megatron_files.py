@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,26 +20,28 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
+    ReadItem,
     SavePlan,
     SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megatron_longrope2.checkpoint.common_state import load_state
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
+from megatron_longrope2.checkpoint.torch_archive import load_object, map_tensor
 from megatron_longrope2.errors import InputError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -60,16 +63,20 @@ _LAYER_MODULES = (
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A Megatron parameter to be written: its shape and, chunk by chunk, how to make it.
+class Chunk:
+    """A part of a Megatron parameter, made when it is written."""
 
-    `make[offset]` returns the chunk at `offset`; all chunks together fill the tensor.
-    """
+    size: Shape
+    make: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A Megatron parameter to be written; its chunks, by their offsets, fill it."""
 
     shape: Shape
     dtype: torch.dtype
-    chunk: Shape
-    make: dict[Shape, Callable[[], Tensor]]
+    chunks: dict[Shape, Chunk]
 
 
 class _Chunked(Tensor):
@@ -83,8 +90,8 @@ class _Chunked(Tensor):
         self._stack = stack
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        size = torch.Size(self._stack.chunk)
-        return [ChunkStorageMetadata(torch.Size(offset), size) for offset in self._stack.make]
+        chunks = self._stack.chunks.items()
+        return [ChunkStorageMetadata(torch.Size(offset), torch.Size(chunk.size)) for offset, chunk in chunks]
 
     def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
         properties = TensorProperties(dtype=self._stack.dtype)
@@ -99,7 +106,7 @@ class _Chunked(Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
-        return self._stack.make[tuple(index.offset)]()
+        return self._stack.chunks[tuple(index.offset)].make()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -134,12 +141,16 @@ class _StreamingWriter(FileSystemWriter):
 
 def _save(tensor: Tensor, stream: Any) -> None:
     try:
+        # Nothing reads the archive's checksum, and making it would take most of the time.
+        torch.serialization.set_crc32_options(False)
         torch.save(_own_storage(tensor), stream)
     except RuntimeError as error:
         # torch reports a full disk as an inconsistency of its archive.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 def _own_storage(tensor: Tensor) -> Tensor:
@@ -197,17 +208,6 @@ def write_checkpoint(folder: Path, stacks: dict[str, Stack], args: Namespace) ->
     (folder / TRACKER).write_text(RELEASE)
 
 
-class _Reader(FileSystemReader):
-    """Reads the metadata once, not once a tensor."""
-
-    @cached_property
-    def metadata(self) -> Metadata:
-        return super().read_metadata()
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        return self.metadata
-
-
 class MegatronTensors:
     """The parameters and arguments of a `torch_dist` checkpoint of any layout, read lazily."""
 
@@ -221,9 +221,8 @@ class MegatronTensors:
             InputError: no checkpoint there, another format, or damaged metadata.
         """
         self.folder = _checkpoint_folder(Path(load_dir))
-        self._reader = _Reader(self.folder)
         try:
-            metadata = self._reader.read_metadata()
+            metadata = FileSystemReader(self.folder).read_metadata()
         except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
             raise InputError(f"{self.folder / '.metadata'}: cannot be read: {error}") from error
         self._tensors = {
@@ -254,11 +253,11 @@ class MegatronTensors:
         try:
             if (self.folder / "common.pt").exists():
                 with (self.folder / "common.pt").open("rb") as file:
-                    return load_state(file)
+                    return load_object(file)
             info = self._metadata.storage_data[MetadataIndex(_COMMON)]
             with (self.folder / info.relative_path).open("rb") as file:
                 file.seek(info.offset)
-                return load_state(io.BytesIO(file.read(info.length)))[0]
+                return load_object(io.BytesIO(file.read(info.length)))[0]
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(f"{self.folder}: common_state: cannot be read: {error}") from error
 
@@ -282,20 +281,31 @@ class MegatronTensors:
         Raises:
             InputError: its file is missing or damaged.
         """
-        shape = self.shape(name)
-        begin = 0 if layer is None else layer
+        shape, dtype = self.shape(name), self.dtype(name)
         size = shape if layer is None else (1, *shape[1:])
-        target = torch.empty(size, dtype=self.dtype(name))
-        wanted = Stack(shape, target.dtype, size, {(begin, *(0,) * (len(shape) - 1)): lambda: target})
-        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        offset = (layer or 0, *(0,) * (len(shape) - 1))
+        wanted = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+        items = create_read_items_for_chunk_list(name, self._tensors[name], [wanted])
+        if sum(torch.Size(item.lengths).numel() for item in items) != torch.Size(size).numel():
+            raise InputError(f"{self.folder}: {name}: some parts are missing; the save was interrupted")
+        if len(items) == 1:
+            tensor = self._read(items[0], dtype)
+        else:
+            tensor = torch.empty(size, dtype=dtype)
+            for item in items:
+                narrow_tensor_by_index(tensor, item.dest_offsets, item.lengths).copy_(self._read(item, dtype))
+        return tensor if layer is None else tensor[0]
+
+    def _read(self, item: ReadItem, dtype: torch.dtype) -> Tensor:
+        info = self._metadata.storage_data[item.storage_index]
+        path = self.folder / info.relative_path
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                dcp.load({name: _Chunked(wanted)}, storage_reader=self._reader, planner=planner, no_dist=True)
-        except dcp.CheckpointException as error:
-            cause = next(iter(error.failures.values()))[0]
-            raise InputError(f"{self.folder}: {name}: missing or damaged data: {cause}") from error
-        return target if layer is None else target[0]
+            chunk = map_tensor(path, info.offset, info.length, dtype)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"{path}: {item.storage_index.fqn}: missing or damaged data ({error}); copy it again"
+            ) from error
+        return narrow_tensor_by_index(chunk, item.storage_offsets, item.lengths)
 
 
 def _checkpoint_folder(load_dir: Path) -> Path:

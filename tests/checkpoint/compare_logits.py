@@ -10,9 +10,9 @@ from megatron_longrope2 import device
 
 device.install()
 
-from megatron.training.training import destroy_global_state  # noqa: E402
+from megatron.training.training import destroy_global_state
 
-from megatron_longrope2.model.loading import load_model  # noqa: E402
+from megatron_longrope2.model.loading import load_model
 
 
 def largest_differences(megatron_dir: str, hf_dir: str, lengths: list[int]) -> dict[int, float]:

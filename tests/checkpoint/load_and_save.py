@@ -7,10 +7,10 @@ from megatron_longrope2 import device
 
 device.install()
 
-from megatron.training.checkpointing import save_checkpoint  # noqa: E402
-from megatron.training.training import destroy_global_state  # noqa: E402
+from megatron.training.checkpointing import save_checkpoint
+from megatron.training.training import destroy_global_state
 
-from megatron_longrope2.model.loading import load_model  # noqa: E402
+from megatron_longrope2.model.loading import load_model
 
 
 def load_and_save(source: str, target: str) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from megatron_longrope2.tools import convert_hf_to_megatron, convert_megatron_to_hf
 from safetensors.torch import load_file, save_file
-from test_round_trip import longrope2_factors
-from tiny_models import ORIGINAL, rope_changes, save_model
 
 from megatron_longrope2.checkpoint import hf_files
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.errors import InputError
+from tests.checkpoint.test_round_trip import longrope2_factors
+from tests.checkpoint.tiny_models import ORIGINAL, rope_changes, save_model
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 

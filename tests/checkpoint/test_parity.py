@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_round_trip import assert_same_weights, longrope2_factors
-from tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from tests.checkpoint.test_round_trip import assert_same_weights, longrope2_factors
+from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.rope import RopeFactors, make_factors
+from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
