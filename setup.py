@@ -25,7 +25,7 @@ setup(
     packages=[*find_packages(include=["megatron_longrope2*"]), "megatron_longrope2.tools"],
     # The thin command lines live in tools/; installed, they are megatron_longrope2.tools.
     package_dir={"megatron_longrope2.tools": "tools"},
-    package_data={"megatron_longrope2": ["py.typed", "rope/published/*.json"]},
+    package_data={"megatron_longrope2": ["py.typed", "data/mixes/*.yaml", "rope/published/*.json"]},
     install_requires=[
         "megatron-core[training]==0.19.*",
         "torch>=2.11",
@@ -37,6 +37,8 @@ setup(
         "tiktoken",
         "matplotlib",
         "tqdm",
+        "pyyaml",
+        "pyarrow",
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.10"],
