@@ -5,6 +5,10 @@ from math import gcd
 
 import numpy as np
 
+from megatron_longrope2.errors import InputError
+
+_LONGEST_PATTERN = 10_000_000
+
 
 class Mixing:
     """Maps a sample's index in the run to (pool, how many samples of that pool came before it).
@@ -19,11 +23,18 @@ class Mixing:
         weights: whole numbers >= 1, one a pool.
         global_batch_size: samples that are mixed with each other.
         seed: of the shuffle.
+
+    Raises:
+        InputError: the pattern would be longer than ten million slots.
     """
 
     def __init__(self, weights: Sequence[int], global_batch_size: int, seed: int) -> None:
         divisor = gcd(*weights)
         self.weights = np.array([weight // divisor for weight in weights], dtype=np.int64)
+        if self.weights.sum() > _LONGEST_PATTERN:
+            raise InputError(
+                f"weights: {', '.join(map(str, weights))} have no small common ratio; round them to six digits"
+            )
         # The k-th sample of a pool is due at (k + 1/2) / weight of the pattern.
         due = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in self.weights])
         pool = np.repeat(np.arange(len(self.weights)), self.weights)

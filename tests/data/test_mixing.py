@@ -1,10 +1,12 @@
 """Shares are exact, and the windows are mixed inside every global batch."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope2.data.mixing import Mixing
+from megatron_longrope2.errors import InputError
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=5)
 
@@ -47,3 +49,9 @@ def test_any_order_of_access_gives_the_same_answer() -> None:
     indices = np.random.default_rng(0).permutation(200).tolist()
     shuffled = {i: mixing.locate(i) for i in indices}
     assert shuffled == {i: Mixing([3, 2, 7], 16, seed=5).locate(i) for i in range(200)}
+
+
+def test_weights_without_a_small_ratio_are_refused() -> None:
+    assert Mixing([3_000_000_000, 7_000_000_000], 8, seed=0).weights.tolist() == [3, 7]
+    with pytest.raises(InputError, match="3000000001, 7000000000 have no small common ratio"):
+        Mixing([3_000_000_001, 7_000_000_000], 8, seed=0)
