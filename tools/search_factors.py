@@ -108,12 +108,8 @@ def _add_layout(group: argparse._ArgumentGroup) -> None:
 
 def _main() -> None:
     arguments = vars(parse_arguments())
-    device.install()
-    import torch.distributed as dist
-
     from megatron_longrope2.search.evolution import EvolutionSettings
     from megatron_longrope2.search.job import SearchSettings
-    from megatron_longrope2.search.runner import expected_cost, run_search
 
     dry_run = arguments.pop("dry_run")
     arguments |= {
@@ -127,6 +123,11 @@ def _main() -> None:
         ),
     }
     settings = SearchSettings(**arguments)
+    device.install()
+    import torch.distributed as dist
+
+    from megatron_longrope2.search.runner import expected_cost, run_search
+
     if dry_run:
         cost = expected_cost(settings)
         lines = [

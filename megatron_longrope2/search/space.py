@@ -302,8 +302,12 @@ class SearchSpace:
         return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
 
     def _redraw(self, vector: FloatArray, dim: int, probability: float, rng: np.random.Generator) -> None:
-        """Redraw factors from `dim` on between their neighbours, with `probability` each."""
-        for i in range(dim, self.half):
+        """Redraw factors from `dim` on between their neighbours, with `probability` each.
+
+        Upwards or downwards at random: a flat stretch opens only from the end where the redrawing comes in.
+        """
+        order = range(dim, self.half)
+        for i in order if rng.random() < 0.5 else reversed(order):
             if rng.random() < probability:
                 low = self.scale if i == dim else vector[i - 1]
                 high = vector[i + 1] if i + 1 < self.half else max(self.ceiling, vector[i])

@@ -1,7 +1,8 @@
-"""A toy objective: exact distances to a hidden vector, split over samples, with no model."""
+"""A toy objective without a model, and a tiny model for those who need one."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,13 @@ def toy_loss() -> Loss:
         return (1 + sample) * total
 
     return loss
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with books/, hf/ and megatron/ (see tiny_model)."""
+    from tests.search.tiny_model import write_books, write_model
+
+    root = tmp_path_factory.mktemp("tiny")
+    write_model(root, write_books(root / "books"))
+    return root

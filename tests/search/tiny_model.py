@@ -7,8 +7,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.rope import RopeFactors, make_factors
+from megatron_longrope2.search.objective import Sample, document_samples
 
 ORIGINAL, TARGET = 64, 256
 WORDS = ["the", "and", "of", "that", "to", "in", "he", "shall", "unto", "for", "lord", "his", "them", "is"]
@@ -53,6 +56,21 @@ def write_model(folder: Path, books: Path) -> Path:
 
     import_hf(folder / "hf", folder / "megatron", original_length=ORIGINAL)
     return folder / "megatron"
+
+
+def fixed_jobs(root: Path) -> list[tuple[RopeFactors, Sample]]:
+    """Two needles and a document under three factors, the last with an attention factor."""
+    tokenizer, books = load_tokenizer(root / "hf"), read_books(root / "books")
+    sampler = NeedleSampler(tokenizer, books)
+    samples = [Sample.from_needle(one) for one in sampler.samples(2, TARGET, (0.0, 0.5))]
+    samples += document_samples(tokenizer, books, 1, TARGET, 0)
+    geometry = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": ORIGINAL, "target_length": TARGET}
+    factors = [
+        make_factors("ntk", **geometry),
+        make_factors("yarn", **geometry),
+        make_factors("yarn", attention_factor=True, **geometry),
+    ]
+    return [(one, sample) for one in factors for sample in samples]
 
 
 @torch.no_grad()

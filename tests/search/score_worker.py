@@ -1,0 +1,59 @@
+"""Scores fixed pairs on a checkpoint in one layout and writes the losses: launched by test_scoring."""
+
+import json
+import sys
+from pathlib import Path
+
+from megatron_longrope2 import device
+
+
+def main() -> None:
+    root, output, *layout = sys.argv[1:]
+    device.install()
+    import torch.distributed as dist
+
+    from megatron_longrope2.model.loading import load_model
+    from megatron_longrope2.search.scoring import ModelScorer
+    from tests.search.tiny_model import fixed_jobs
+
+    tensor, pipeline, context, *extra = layout
+    model = load_model(
+        Path(root) / "megatron",
+        tensor_model_parallel_size=int(tensor),
+        pipeline_model_parallel_size=int(pipeline),
+        context_parallel_size=int(context),
+        extra_arguments=tuple(extra),
+    )
+    jobs = fixed_jobs(Path(root))
+    losses = ModelScorer(model)(jobs)
+    whole = ModelScorer(model, restrict_last_layer=False)(jobs)
+    again = ModelScorer(model)(jobs[::-1])[::-1]
+    report = {"losses": losses, "whole_last_layer": whole, "again": again, "largest": None}
+    if dist.get_world_size() == 1:
+        report["largest"] = largest_tensor(ModelScorer(model), jobs[:1])
+    Path(f"{output}.{dist.get_rank()}").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+def largest_tensor(scorer, jobs) -> int:
+    """Elements of the largest tensor with the vocabulary (384, padded) as its last dimension."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple) else (result,):
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape[-1] == 384:
+                    Watch.largest = max(Watch.largest, value.numel())
+            return result
+
+    with Watch():
+        scorer(jobs)
+    return Watch.largest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""longrope2-search as users launch it: workers, SIGKILL, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import ROOT, torchrun
+
+TOOL = ROOT / "tools" / "search_factors.py"
+SETTINGS = (
+    "--target-length",
+    "256",
+    "--population",
+    "12",
+    "--iterations",
+    "3",
+    "--samples",
+    "4",
+    "--seed",
+    "5",
+)
+
+
+def _arguments(root: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--load", str(root / "megatron"), "--books", str(root / "books"), "--output", str(output)),
+        *SETTINGS,
+        *("--held-out-samples", "6", "--needle-depths", "0", "0.5"),
+        *more,
+    ]
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _results(output: Path) -> tuple[dict, dict]:
+    report = json.loads((output / "search.json").read_text())
+    factors = json.loads((output / "factors.json").read_text())
+    return report, factors
+
+
+@pytest.fixture(scope="module")
+def one_worker(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("search") / "one"
+    process = _start(*_arguments(tiny_root, output))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def test_results_are_whole(one_worker: Path) -> None:
+    report, factors = _results(one_worker)
+    assert report["finished"]
+    assert len(report["history"]) == 4
+    assert report["cost"]["candidates"] == 12 + 3 * 6
+    assert report["cost"]["evaluations"] + report["cost"]["pruned"] == 30 * 4
+    assert factors["method"] == "longrope2"
+    assert factors["provenance"]["perplexity"] == report["perplexity"]
+    assert set(report["held_out"]["comparisons"]) >= {"none", "pi", "ntk", "yarn", "yarn+attention"}
+    lines = (one_worker / "factors.csv").read_text().split()
+    assert [float(line) for line in lines] == factors["long_factor"]
+    for name in ("fitness.png", "critical_dims.png", "factors.png"):
+        assert (one_worker / name).stat().st_size > 5000
+    assert "| yarn |" in (one_worker / "search.md").read_text()
+
+
+def test_two_workers_find_what_one_finds(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
+    output = tmp_path / "two"
+    torchrun(2, TOOL, *_arguments(tiny_root, output))
+    one, two = _results(one_worker), _results(output)
+    assert two[1]["long_factor"] == one[1]["long_factor"]
+    assert two[0]["history"] == one[0]["history"]
+    assert two[0]["held_out"] == one[0]["held_out"]
+
+
+def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
+    output = tmp_path / "killed"
+    process = _start(*_arguments(tiny_root, output))
+    deadline = time.monotonic() + 300
+    while not (output / "state.json").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (output / "search.json").exists(), "killed too late to show anything"
+    process = _start(*_arguments(tiny_root, output))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    one, again = _results(one_worker), _results(output)
+    assert again[1]["long_factor"] == one[1]["long_factor"]
+    assert again[0]["history"] == one[0]["history"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--load", "nowhere"), "nowhere: no Megatron checkpoint there"),
+        (("--books", "nowhere.txt"), "nowhere.txt: cannot be read"),
+        (("--target-length", "64"), "target_length: 64 is not larger than original_length 64"),
+        (("--population", "0"), "population: 0 is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tiny_root: Path, tmp_path: Path, arguments, message) -> None:
+    process = _start(*_arguments(tiny_root, tmp_path / "out", *arguments))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_state_of_another_search_is_refused(tiny_root: Path, one_worker: Path) -> None:
+    process = _start(*_arguments(tiny_root, one_worker, "--mutation-probability", "0.5"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "evolution.mutation_probability: the state is of a search with 0.3, this one has 0.5" in errors
+
+
+def test_dry_run_prints_the_cost_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
+    process = _start(*_arguments(tiny_root, tmp_path / "out", "--dry-run"))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert "at most 30 candidates, 120 evaluations of 256 tokens" in output
+    assert not (tmp_path / "out").exists()
