@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_longrope2 import device
 from megatron_longrope2.data.books import read_books
 from megatron_longrope2.data.needles import NeedleSampler, save_needles
 from megatron_longrope2.data.tokenizer import load_tokenizer
@@ -24,6 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--length", type=int, required=True, help="exact length of a sample, in tokens")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--pool",
+        type=Path,
+        metavar="PREFIX",
+        help="also write the samples as training documents, PREFIX.bin and PREFIX.idx",
+    )
     parser.add_argument("--samples", type=int, default=10, help="how many; they go round the books")
     parser.add_argument(
         "--needle-depths",
@@ -70,6 +77,11 @@ def _main() -> None:
     samples = list(tqdm(drawn, desc="needles", total=arguments.samples, unit="sample"))
     settings = {**sampler.settings, "needle_depths": arguments.needle_depths, "books": str(arguments.books)}
     save_needles(arguments.output, samples, tokenizer, settings)
+    if arguments.pool is not None:
+        device.install()
+        from megatron_longrope2.data.pools import write_documents
+
+        write_documents(arguments.pool, (sample.tokens for sample in samples), vocab_size=len(tokenizer))
     books = Counter(sample.book for sample in samples)
     answers = sum(int(sample.answer_mask.sum()) for sample in samples)
     print(

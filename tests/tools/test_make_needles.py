@@ -7,6 +7,7 @@ import pytest
 from megatron_longrope2.tools.make_needles import main
 
 from megatron_longrope2.data.needles import load_needles
+from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.data.tokenizer import load_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"
@@ -67,3 +68,14 @@ def test_bad_input_is_one_line_and_status_2(
     assert len(errors) == 1
     assert message in errors[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_writes_the_samples_as_training_documents_too(monkeypatch, tmp_path) -> None:
+    output, pool = tmp_path / "needles.safetensors", tmp_path / "pool" / "needles"
+    books = EXAMPLE / "books/train"
+    run(monkeypatch, tokenizer=EXAMPLE / "base", books=books, length=300, output=output, samples=3, pool=pool)
+    samples, _ = load_needles(output, load_tokenizer(EXAMPLE / "base"))
+    documents = open_pool(pool)
+    assert len(documents) == 3
+    for sample, document in zip(samples, documents, strict=True):
+        assert document.tolist() == sample.tokens.tolist()
