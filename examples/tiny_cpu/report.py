@@ -1,0 +1,188 @@
+"""From the demo's measurements to `report.json`, `report.md` and its pictures."""
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope2.evaluation.needle_grid import NeedleGrid, compare_needles
+from megatron_longrope2.evaluation.plots import plot_needles, plot_short_against_long
+from megatron_longrope2.files import read_json, write_json, write_text
+from megatron_longrope2.rope import critical_dim, load_factors
+from megatron_longrope2.rope.plots import plot_factors
+
+KEYS = ("needle_ppl_target", "needle_accuracy_target", "needle_accuracy_original", "short_ppl", "long_ppl")
+TITLES = {
+    "none": "no rescaling",
+    "pi": "PI",
+    "ntk": "NTK",
+    "yarn": "YaRN",
+    "longrope2": "LongRoPE2",
+    "short_only": "control: short windows only",
+    "mixed_text": "ablation: text only, mixed windows",
+    "single_window": "ablation: text only, rescaled RoPE on everything",
+}
+
+
+def write_report(folder: Path, original: int, target: int, stages: list[dict[str, object]]) -> str:
+    """Write the report's files into the run's folder and return the table for the screen.
+
+    Args:
+        folder: the run's.
+        original, target: lengths, tokens.
+        stages: {name, seconds} of each.
+    """
+    measured = {path.stem: read_json(path) for path in sorted((folder / "measured").glob("*.json"))}
+    before = measured.pop("before")
+    grids = {name: NeedleGrid.from_dict(result["needles"]) for name, result in before.items()}
+    methods = {name: _summary(result, original, target) for name, result in before.items()}
+    trained = {name: _summary(result["own"], original, target) for name, result in measured.items()}
+    factors = load_factors(folder / "search" / "factors.json")
+    base = methods["none"]
+    report: dict[str, Any] = {
+        "stages": stages,
+        "seconds": round(sum(float(str(stage["seconds"])) for stage in stages), 1),
+        "original_length": original,
+        "target_length": target,
+        "ablation_steps": read_json(folder / "settings.json")["ablation_steps"],
+        "theoretical_critical_dim": critical_dim(factors.rope_base, factors.rotary_dim, original),
+        "critical_dim": factors.critical_dim,
+        "base": base,
+        "methods": methods,
+        "trained": trained,
+        "short_retention": base["short_ppl"] / trained["longrope2"]["short_ppl"],
+        "control_retention": base["short_ppl"] / trained["short_only"]["short_ppl"],
+        "comparisons": {
+            name: _comparison(grids["longrope2"].at(target), grid.at(target))
+            for name, grid in grids.items()
+            if name != "longrope2"
+        },
+        "hf_export": {
+            "path": str(folder / "hf"),
+            **_logit_differences(folder / "verify.json", original, target),
+        },
+        "versions": {name: version(name) for name in ("megatron-core", "torch", "transformers")},
+        "machine": {"processor": platform.processor() or platform.machine(), "system": platform.platform()},
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    write_json(folder / "report.json", report)
+    names = [name for name in before if name != "none"]
+    files = {name: folder / "factors" / f"{name}.json" for name in names if name != "longrope2"}
+    files["longrope2"] = folder / "search" / "factors.json"
+    plot_factors({TITLES[name]: load_factors(files[name]) for name in names}, folder / "factors.png")
+    after = {name: NeedleGrid.from_dict(measured[name]["own"]["needles"]) for name in ("longrope2",)}
+    plot_needles(
+        {f"{TITLES[name]}": grid for name, grid in grids.items()}
+        | {f"{TITLES[name]}, trained": grid for name, grid in after.items()},
+        folder / "needles.png",
+        original_length=original,
+    )
+    plot_short_against_long(
+        {TITLES[name]: _point(row) for name, row in methods.items()}
+        | {f"{TITLES[name]} (trained)": _point(row) for name, row in trained.items()},
+        folder / "short_long.png",
+        labels=(f"text perplexity at {original} tokens", f"needle perplexity at {target} tokens"),
+        log=(False, True),
+    )
+    text = _markdown(report)
+    write_text(folder / "report.md", text)
+    return f"{text}\n{folder}: report.json, report.md, factors.png, needles.png, short_long.png, hf/"
+
+
+def _summary(result: dict[str, Any], original: int, target: int) -> dict[str, float]:
+    needles = NeedleGrid.from_dict(result["needles"])
+    return {
+        "needle_ppl_target": needles.at(target).perplexity,
+        "needle_accuracy_target": needles.at(target).accuracy,
+        "needle_accuracy_original": needles.at(original).accuracy,
+        "short_ppl": result["short_text"]["perplexity"],
+        "long_ppl": result["long_text"]["perplexity"],
+    }
+
+
+def _comparison(ours: NeedleGrid, baseline: NeedleGrid) -> dict[str, float]:
+    estimate = compare_needles(ours, baseline)
+    return {"delta_nll": estimate.mean, "ci95": estimate.ci95, "samples": estimate.count}
+
+
+def _logit_differences(path: Path, original: int, target: int) -> dict[str, float]:
+    largest = read_json(path)["largest_difference"]
+    return {"short": largest[str(original)], "long": largest[str(target)]}
+
+
+def _point(row: dict[str, float]) -> tuple[float, float]:
+    return row["short_ppl"], row["needle_ppl_target"]
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    original, target = report["original_length"], report["target_length"]
+    header = (
+        f"| | needle perplexity at {target} | needle accuracy at {target} | needle accuracy at {original} "
+        f"| text perplexity at {original} | text perplexity at {target} |\n|---|---|---|---|---|---|"
+    )
+    comparisons = "\n".join(
+        f"| {TITLES[name]} | {row['delta_nll']:+.3f} ± {row['ci95']:.3f} |"
+        for name, row in report["comparisons"].items()
+    )
+    worse = [
+        TITLES[name] for name, row in report["comparisons"].items() if row["delta_nll"] - row["ci95"] > 0
+    ]
+    verdict = (
+        f"significantly worse than {', '.join(worse)}" if worse else "significantly worse than none of them"
+    )
+    export = report["hf_export"]
+    stages = "\n".join(f"| {row['name']} | {row['seconds']} |" for row in report["stages"])
+    return f"""# LongRoPE2 on a tiny Llama: {original} -> {target} tokens
+
+Needles and texts are from books and keys that neither training nor the search saw. Critical dimension:
+{report["critical_dim"]} found, {report["theoretical_critical_dim"]} in theory.
+
+## Before training
+
+{header}
+{_rows(report["methods"])}
+
+LongRoPE2 minus each method, held-out needles at {target} tokens, nats per answer token (paired, 95 %
+interval; positive is worse):
+
+| baseline | difference |
+|---|---|
+{comparisons}
+
+LongRoPE2 is {verdict}.
+
+## After training
+
+{header}
+{_rows(report["trained"])}
+
+Short window kept (base text perplexity / trained, original RoPE): {report["short_retention"]:.4f}; by the
+control that trained on short windows only: {report["control_retention"]:.4f}.
+
+What mixed windows protect, after {report["ablation_steps"]} steps on text only: needle accuracy at
+{original} tokens is
+{report["trained"]["mixed_text"]["needle_accuracy_original"]:.0%} with mixed windows and
+{report["trained"]["single_window"]["needle_accuracy_original"]:.0%} with the rescaled RoPE on everything.
+
+## Export
+
+`hf/` opens with transformers; its largest logit difference from the Megatron model is
+{export["short"]:.1e} at {original} tokens and {export["long"]:.1e} at {target}.
+
+## Time
+
+{report["seconds"]:.0f} s in all.
+
+| stage | seconds |
+|---|---|
+{stages}
+"""
+
+
+def _rows(table: dict[str, dict[str, float]]) -> str:
+    return "\n".join(
+        f"| {TITLES[name]} | {row['needle_ppl_target']:.3f} | {row['needle_accuracy_target']:.1%} "
+        f"| {row['needle_accuracy_original']:.1%} | {row['short_ppl']:.2f} | {row['long_ppl']:.2f} |"
+        for name, row in table.items()
+    )
