@@ -4,10 +4,12 @@ With --mix, one such folder for every source of the mix, and `<output>/mix.json`
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from typing import TYPE_CHECKING
 
-from megatron_longrope2.data.mix import available_tokens, load_mix, preprocess_mix, token_table
-from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
 from megatron_longrope2.errors import InputError, run_main
+
+if TYPE_CHECKING:
+    from megatron_longrope2.data.preprocess import PreprocessConfig
 
 
 def _parser() -> ArgumentParser:
@@ -76,6 +78,11 @@ def _parser() -> ArgumentParser:
 
 def _main() -> None:
     args = _parser().parse_args()
+    if args.dry_run and not args.mix:
+        raise InputError("--dry-run: prints a mix's token table; give --mix")
+    # Megatron takes seconds to import; help and wrong options need not wait for it.
+    from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
+
     job = PreprocessConfig(
         input=args.input,
         output=args.output,
@@ -92,8 +99,6 @@ def _main() -> None:
     if args.mix:
         _run_mix(args.mix, job, dry_run=args.dry_run)
         return
-    if args.dry_run:
-        raise InputError("--dry-run: prints a mix's token table; give --mix")
     manifest = preprocess(job)
     for bucket in manifest["buckets"]:
         print(f"{bucket['name']}: {bucket['documents']:,} documents, {bucket['tokens']:,} tokens")
@@ -101,7 +106,9 @@ def _main() -> None:
         print(f"dropped as longer than the last bucket: {manifest['documents_too_long']:,} documents")
 
 
-def _run_mix(path: str, job: PreprocessConfig, *, dry_run: bool) -> None:
+def _run_mix(path: str, job: "PreprocessConfig", *, dry_run: bool) -> None:
+    from megatron_longrope2.data.mix import available_tokens, load_mix, preprocess_mix, token_table
+
     mix = load_mix(path, job.input)
     if not dry_run:
         preprocess_mix(mix, job)

@@ -33,7 +33,7 @@ class Mixing:
         self.weights = np.array([weight // divisor for weight in weights], dtype=np.int64)
         if self.weights.sum() > _LONGEST_PATTERN:
             raise InputError(
-                f"weights: {', '.join(map(str, weights))} have no small common ratio; round them to six digits"
+                f"weights: {', '.join(map(str, weights))} have no small common ratio; use smaller numbers"
             )
         # The k-th sample of a pool is due at (k + 1/2) / weight of the pattern.
         due = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in self.weights])
