@@ -70,6 +70,12 @@ def _add_evolution(group: argparse._ArgumentGroup) -> None:
         default="critical",
         help="search from the critical dimension on, or below it too (the paper's Table 10)",
     )
+    group.add_argument(
+        "--fix-attention-factor",
+        action="store_true",
+        help="keep the long window's attention factor at 1 in the extended space too: plain transformers can "
+        "then read the result",
+    )
     group.add_argument("--population", type=int, default=64, help="candidates of the first generation")
     group.add_argument("--iterations", type=int, default=40, help="generations of population / 2 children")
     group.add_argument("--parents", type=int, help="best candidates that breed; by default population / 2")

@@ -43,6 +43,7 @@ class SearchSettings:
     document_weight: float = 0.5
     space: SpaceKind = "paper"
     dims: SearchDims = "critical"
+    fix_attention_factor: bool = False
     evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
     init_factors: tuple[str, ...] = ()
     prune: bool = True

@@ -72,6 +72,7 @@ def prepare(settings: SearchSettings) -> Job:
         settings.target_length,
         settings.space,
         settings.dims,
+        settings.fix_attention_factor,
     )
     sampler = NeedleSampler(
         model.tokenizer(),

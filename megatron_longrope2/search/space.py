@@ -44,6 +44,8 @@ class SearchSpace:
         original_length, target_length: tokens.
         kind: "paper" (NTK below the critical dimension, factors in [scale, 2 * scale] above) or "extended".
         dims: "critical": search from the critical dimension on; "all": below it too (the paper's Table 10).
+        fix_attention_factor: keep the long window's at 1 in the extended space too, as plain transformers
+            needs it.
 
     Raises:
         InputError: numbers that no RoPE can have, or a target that is not longer than the original.
@@ -55,6 +57,7 @@ class SearchSpace:
     target_length: int
     kind: SpaceKind = "paper"
     dims: SearchDims = "critical"
+    fix_attention_factor: bool = False
 
     def __post_init__(self) -> None:
         self._factors("none")  # validates
@@ -86,6 +89,11 @@ class SearchSpace:
         """Largest factor drawn: `2 * scale` in the paper; the extended space may switch a dimension off."""
         return self.scale * (2 if self.kind == "paper" else 32)
 
+    @property
+    def moves_attention_factor(self) -> bool:
+        """Whether the long window's attention factor is a gene."""
+        return self.kind == "extended" and not self.fix_attention_factor
+
     def violations(self, individual: Individual) -> list[str]:
         """Which constraints an individual breaks; empty for every individual that this class makes."""
         vector = np.asarray(individual.long_factor)
@@ -100,9 +108,10 @@ class SearchSpace:
                 (above >= self.scale * (1 - _ROUNDING)).all()
             ),
         }
+        if not self.moves_attention_factor:
+            rules["attention factor 1"] = individual.attention_factor == 1
         if self.kind == "paper":
             rules["at most twice the scale"] = bool((vector <= 2 * self.scale * (1 + _ROUNDING)).all())
-            rules["attention factor 1"] = individual.attention_factor == 1
             rules["first factor 1"] = bool(vector[0] == 1)
             if self.dims == "critical":
                 dim = individual.critical_dim
@@ -149,7 +158,7 @@ class SearchSpace:
         return list(members.values())
 
     def baselines(self) -> Iterator[RopeFactors]:
-        """The closed-form methods, each without and with YaRN's attention factor."""
+        """The closed-form methods, each without and, where that is a gene, with YaRN's attention factor."""
         middle = self.critical_dims[len(self.critical_dims) // 2]
         temperature = AttentionFactor(long=yarn_attention_factor(self.scale))
         for method in ("pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"):
@@ -159,7 +168,8 @@ class SearchSpace:
             except InputError:
                 continue  # YaRN-rcd whose ramp would start above this critical dimension
             yield factors
-            yield replace(factors, method=f"{method}+attention", attention_factor=temperature)
+            if self.moves_attention_factor:
+                yield replace(factors, method=f"{method}+attention", attention_factor=temperature)
 
     def project(self, factors: RopeFactors) -> Individual:
         """The individual for given factors: themselves where the space holds them, else moved into it.
@@ -287,6 +297,7 @@ class SearchSpace:
         above = np.maximum.accumulate(np.maximum(vector[dim:], self.scale))
         if self.kind == "paper":
             above = np.minimum(above, 2 * self.scale)
+        if not self.moves_attention_factor:
             attention = 1.0
         low = below.factors(float(above[0]), dim, vector[:dim])
         if self.kind == "paper" and dim:

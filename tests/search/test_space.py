@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,9 +26,9 @@ def _space(geometry: tuple[float, int, int, float], kind: str, dims: str) -> Sea
 
 
 @settings(max_examples=60, deadline=None)
-@given(GEOMETRIES, KINDS, DIMS, st.integers(0, 2**32), st.floats(0.05, 1))
-def test_every_individual_keeps_the_constraints(geometry, kind, dims, seed, probability) -> None:
-    space = _space(geometry, kind, dims)
+@given(GEOMETRIES, KINDS, DIMS, st.booleans(), st.integers(0, 2**32), st.floats(0.05, 1))
+def test_every_individual_keeps_the_constraints(geometry, kind, dims, fix, seed, probability) -> None:
+    space = replace(_space(geometry, kind, dims), fix_attention_factor=fix)
     rng = np.random.default_rng(seed)
     population = space.initial_population(24, probability, (), rng)
     for _ in range(40):
@@ -39,6 +41,8 @@ def test_every_individual_keeps_the_constraints(geometry, kind, dims, seed, prob
     for individual in population:
         assert space.violations(individual) == []
         space.to_factors(individual, "longrope2", {})  # the factor file's own rules
+    if fix:
+        assert {individual.attention_factor for individual in population} == {1.0}
 
 
 def test_violations_are_found(tiny_space: SearchSpace) -> None:
