@@ -1,6 +1,5 @@
 """Generation after prompts of both windows in one layout, as JSON: FOLDER OUTPUT TP PP."""
 
-# ruff: noqa: E402 - the device comes before Megatron
 import json
 import sys
 from pathlib import Path
@@ -10,11 +9,11 @@ from megatron_longrope2 import device
 device.install()
 
 import torch
-from tiny_llama import prompts
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import Sampling, generate
 from megatron_longrope2.model.loading import load_model
+from tests.evaluation.tiny_llama import prompts
 
 
 def refusal(**changes: object) -> str:

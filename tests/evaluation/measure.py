@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_llama import ORIGINAL, TARGET
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.books import read_books
@@ -13,6 +12,7 @@ from megatron_longrope2.evaluation.needle_grid import measure_needles
 from megatron_longrope2.evaluation.perplexity import position_perplexity, sliding_perplexity, text_perplexity
 from megatron_longrope2.evaluation.scorers import Scorer
 from megatron_longrope2.search.objective import document_samples
+from tests.evaluation.tiny_llama import ORIGINAL, TARGET
 
 
 def measure_all(scorer: Scorer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, Any]:

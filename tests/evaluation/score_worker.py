@@ -1,7 +1,5 @@
 """Scores of all measurements on the Megatron model in one layout, as JSON: FOLDER OUTPUT TP PP CP."""
 
-# ruff: noqa: E402 - the device comes before Megatron
-
 import json
 import sys
 from pathlib import Path
@@ -11,12 +9,12 @@ from megatron_longrope2 import device
 device.install()
 
 import torch
-from measure import measure_all
-from tiny_llama import factors
 
 from megatron_longrope2.evaluation.megatron_scorer import MegatronScorer
 from megatron_longrope2.model.loading import load_model
 from megatron_longrope2.rope import make_factors
+from tests.evaluation.measure import measure_all
+from tests.evaluation.tiny_llama import factors
 
 
 def main() -> None:

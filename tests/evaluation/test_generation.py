@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llama import prompts
 from transformers import AutoModelForCausalLM
+
+from tests.evaluation.tiny_llama import prompts
 
 NEW = 12
 
@@ -31,7 +32,7 @@ def reference(tiny_llama: Path) -> list[tuple[list[int], torch.Tensor]]:
 @pytest.fixture(scope="module")
 def single(tiny_llama: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     output = tmp_path_factory.mktemp("generation") / "single.json"
-    launch("generate_worker.py", tiny_llama, output, 1, 1)
+    launch("generate_worker", tiny_llama, output, 1, 1)
     return json.loads(output.read_text())
 
 
@@ -80,7 +81,7 @@ def test_refusals(single: Any) -> None:
 def test_layouts_agree(
     tp: int, pp: int, single: Any, tiny_llama: Path, launch: Callable[..., str], tmp_path: Path
 ) -> None:
-    launch("generate_worker.py", tiny_llama, tmp_path / "out.json", tp, pp, processes=tp * pp)
+    launch("generate_worker", tiny_llama, tmp_path / "out.json", tp, pp, processes=tp * pp)
     split = json.loads((tmp_path / "out.json").read_text())
     assert split["tokens"] == single["tokens"]
     assert split["sampled"] == single["sampled"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measure import measure_all
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_longrope2.evaluation.scorers import HFScorer
+from tests.evaluation.measure import measure_all
 
 
 def leaves(value: Any) -> Iterator[float]:
@@ -29,7 +29,10 @@ def expected(tiny_llama: Path) -> dict[str, Any]:
     return measure_all(HFScorer(model), tokenizer, tiny_llama / "books")
 
 
-@pytest.mark.parametrize(("tp", "pp", "cp"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+@pytest.mark.parametrize(
+    ("tp", "pp", "cp"),
+    [(1, 1, 1), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((2, 2, 1), (1, 1, 2)))],
+)
 def test_equals_transformers(
     tp: int,
     pp: int,
@@ -39,7 +42,7 @@ def test_equals_transformers(
     tmp_path: Path,
     expected: dict[str, Any],
 ) -> None:
-    launch("score_worker.py", tiny_llama, tmp_path / "scores.json", tp, pp, cp, processes=tp * pp * cp)
+    launch("score_worker", tiny_llama, tmp_path / "scores.json", tp, pp, cp, processes=tp * pp * cp)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert list(leaves(scores["given"])) == pytest.approx(list(leaves(expected)), rel=1e-4)
     assert scores["again"] == scores["given"]

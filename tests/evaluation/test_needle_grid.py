@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_llama import write_books, write_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_longrope2.data.books import read_books
@@ -20,6 +19,7 @@ from megatron_longrope2.evaluation.needle_grid import (
 )
 from megatron_longrope2.evaluation.scorers import TokenScores
 from megatron_longrope2.search.objective import Sample
+from tests.evaluation.tiny_llama import write_books, write_tokenizer
 
 
 class Oracle:
