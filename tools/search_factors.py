@@ -78,7 +78,11 @@ def _add_evolution(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--population", type=int, default=64, help="candidates of the first generation")
     group.add_argument("--iterations", type=int, default=40, help="generations of population / 2 children")
-    group.add_argument("--parents", type=int, help="best candidates that breed; by default population / 2")
+    group.add_argument(
+        "--parents",
+        type=int,
+        help="best candidates that breed; by default population / 8, but 4 or more; the authors' code: / 2",
+    )
     group.add_argument("--mutation-probability", type=float, default=0.3, help="of each gene")
     group.add_argument("--seed", type=int, default=0, help="of needles and evolution")
     group.add_argument(
