@@ -11,6 +11,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.individual import Individual
 from megatron_longrope2.search.job import Cost, Job, Outcome
+from megatron_longrope2.search.objective import perplexity
 from megatron_longrope2.search.race import Race
 from megatron_longrope2.search.tracking import Tracker
 
@@ -86,7 +87,7 @@ class _Run:
         best = evolution.best
         bar.set_postfix(
             generation=evolution.generation - 1,
-            best_ppl=f"{math.exp(best.score):.3f}",
+            best_ppl=f"{perplexity(best.score):.3f}",
             critical_dim=best.individual.critical_dim,
         )
         return True
@@ -116,8 +117,8 @@ class _Run:
     def _scalars(self) -> dict[str, float]:
         parents = [one.score for one in self.evolution.parents]
         return {
-            "best_perplexity": math.exp(self.evolution.best.score),
-            "parents_perplexity": math.exp(math.fsum(parents) / len(parents)),
+            "best_perplexity": perplexity(self.evolution.best.score),
+            "parents_perplexity": perplexity(math.fsum(parents) / len(parents)),
             "critical_dim": self.evolution.best.individual.critical_dim,
             "evaluations": self.cost.evaluations,
             "evaluations_pruned": self.cost.pruned,
@@ -145,13 +146,13 @@ class _Run:
             "space": settings.space,
             "dims": settings.dims,
             "samples": len(self.job.objective.samples),
-            "perplexity": math.exp(score),
+            "perplexity": perplexity(score),
             "model": str(settings.load),
             "finished": finished,
         }
         return Outcome(
             factors=self.job.space.to_factors(individual, "longrope" if plain else "longrope2", provenance),
-            perplexity=math.exp(score),
+            perplexity=perplexity(score),
             finished=finished,
             history=self.evolution.history,
             cost=replace(self.cost, evaluations=self.cost.evaluations + self.race.evaluations),

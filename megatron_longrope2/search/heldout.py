@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.objective import Sample, Scorer
+from megatron_longrope2.search.objective import Sample, Scorer, perplexity
 
 HELD_OUT_DEPTHS = tuple(i / 9 for i in range(10))
 
@@ -86,7 +86,7 @@ def compare(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Any
     methods = {}
     for name, values in scores.items():
         mean, ci95 = mean_interval(values)
-        methods[name] = {"nll": mean, "ci95": ci95, "perplexity": math.exp(min(mean, 700))}
+        methods[name] = {"nll": mean, "ci95": ci95, "perplexity": perplexity(mean)}
     comparisons = {
         name: asdict(paired(scores[winner], values)) for name, values in scores.items() if name != winner
     }

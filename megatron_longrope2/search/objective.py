@@ -5,6 +5,7 @@ perplexity: over the needles' answer tokens, over all tokens of documents, or th
 the two.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class Objective:
 
     samples: tuple[Sample, ...]
     weights: tuple[float, ...]
+
+
+def perplexity(score: float) -> float:
+    """`exp(score)`, bounded so that a hopeless candidate is a large number and no error."""
+    return math.exp(min(score, 700.0))
 
 
 def make_objective(

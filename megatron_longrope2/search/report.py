@@ -1,6 +1,5 @@
 """What a search leaves behind: the factor file, search.json, a summary in Markdown and the plots."""
 
-import math
 import platform
 import shlex
 import sys
@@ -18,6 +17,7 @@ from megatron_longrope2.device import has_gpu
 from megatron_longrope2.files import replacing, write_json, write_text
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.search.job import Job, Outcome
+from megatron_longrope2.search.objective import perplexity
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -106,9 +106,9 @@ def _markdown(report: dict[str, Any]) -> str:
 def _plot_fitness(history: list[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     generations = [entry["generation"] for entry in history]
-    axes.plot(generations, [math.exp(entry["best_score"]) for entry in history], marker="o", label="best")
+    axes.plot(generations, [perplexity(entry["best_score"]) for entry in history], marker="o", label="best")
     middle = [
-        math.exp(sorted(score for _, score in entry["parents"])[len(entry["parents"]) // 2])
+        perplexity(sorted(score for _, score in entry["parents"])[len(entry["parents"]) // 2])
         for entry in history
     ]
     axes.plot(generations, middle, marker=".", label="median of the parents")
@@ -120,7 +120,7 @@ def _plot_fitness(history: list[dict[str, Any]]) -> Figure:
 def _plot_critical_dims(history: list[dict[str, Any]], candidates: range) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     points = [
-        (dim, math.exp(score), entry["generation"]) for entry in history for dim, score in entry["parents"]
+        (dim, perplexity(score), entry["generation"]) for entry in history for dim, score in entry["parents"]
     ]
     dims, perplexities, generations = zip(*points, strict=True)
     drawn = axes.scatter(dims, perplexities, c=generations, s=18, cmap="viridis")
