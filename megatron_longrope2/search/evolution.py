@@ -29,7 +29,7 @@ class EvolutionSettings:
         population: members of the first generation, N.
         iterations: generations after the first; each proposes N/2 children.
         parents: the best k that are kept; None: N/8, but 4 or more. The authors' code keeps N/2. Few parents
-            prune more and came further in as many evaluations (docs/search.md).
+            prune more (docs/search.md).
         mutation_probability: p, per gene.
         seed: of everything random.
 
