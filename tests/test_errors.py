@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+from megatron_longrope2.errors import InputError, run_main
+
+
+def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise InputError("factors.json: long_factor: has 31 numbers, the model needs 32; make it again")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: factors.json: long_factor: has 31 numbers, the model needs 32; make it again\n"
+    )
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    def main() -> None:
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        run_main(main)
+
+
+def test_output_into_a_closed_pipe_ends_quietly() -> None:
+    script = (
+        "from megatron_longrope2.errors import run_main\n"
+        "run_main(lambda: [print(i, flush=True) for i in range(100000)])"
+    )
+    shell = f'"{sys.executable}" -c "{script}" | head -1'
+    finished = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert finished.stdout == "0\n"
+    assert "Traceback" not in finished.stderr
