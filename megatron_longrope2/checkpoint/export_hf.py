@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, is_finite, some
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
 from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
@@ -75,7 +76,7 @@ def export_hf(
         write_side_files(config.path.parent, partial_dir, out_config, factors, tensors)
         parts = _hf_tensors(config, tensors, dims, dtype, allow_nonfinite)
         with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
-            write_safetensors(partial_dir, specs, _counted(parts, bar.update), max_shard_bytes)
+            write_safetensors(partial_dir, specs, _counted(ahead(parts), bar.update), max_shard_bytes)
     return rows
 
 

@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
 from megatron_longrope2.checkpoint.torch_archive import load_object, map_tensor
 from megatron_longrope2.errors import InputError
@@ -118,25 +119,28 @@ class _StreamingWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: list[WriteResult] = []
-        items = list(plan.items)
-        number = 0
-        while items:
-            name = f"__0_{number}.distcp"
-            with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
-                while items and stream.tell() < _FILE_BYTES:
-                    item = items.pop(0)
-                    begin = stream.tell()
-                    data = planner.resolve_data(item)
-                    if isinstance(data, io.BytesIO):
-                        stream.write(data.getbuffer())
-                    else:
-                        _save(data, stream)
-                    length = stream.tell() - begin
-                    results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
-            number += 1
+        made = ahead((item, planner.resolve_data(item)) for item in plan.items)
+        while len(results) < len(plan.items):
+            results += self._write_file(f"__0_{len(results)}.distcp", made)
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
+
+    def _write_file(self, name: str, made: Iterator[tuple[WriteItem, Any]]) -> list[WriteResult]:
+        """Write items until the file is full or they end."""
+        results: list[WriteResult] = []
+        with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
+            for item, data in made:
+                begin = stream.tell()
+                if isinstance(data, io.BytesIO):
+                    stream.write(data.getbuffer())
+                else:
+                    _save(data, stream)
+                length = stream.tell() - begin
+                results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
+                if stream.tell() >= _FILE_BYTES:
+                    break
+        return results
 
 
 def _save(tensor: Tensor, stream: Any) -> None:
