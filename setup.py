@@ -36,6 +36,7 @@ setup(
         "sentencepiece",
         "tiktoken",
         "matplotlib",
+        "tensorboard",
         "tqdm",
         "pyyaml",
         "pyarrow",
