@@ -104,6 +104,12 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     shards = list(_group(parts, config.shard_bytes))
     folder = output.parent / f".{output.name}.shards"
     folders = _build_shards(shards, recipe, folder, config.workers)
+    if not config.allow_empty_buckets:
+        try:
+            _refuse_empty(config, folders)
+        except InputError:
+            shutil.rmtree(folder)  # a refused input is not one to go on with
+            raise
     manifest = _merge(folders, config, encoder, input_files={part.path for part in parts})
     shutil.rmtree(folder)
     return manifest
@@ -176,8 +182,6 @@ def _merge(
 ) -> dict[str, Any]:
     counts = sum((Counter(read_json(folder / "counts.json")) for folder in folders), Counter())
     tallies = {bucket.name: _documents_and_tokens(folders, bucket) for bucket in config.buckets}
-    if not config.allow_empty_buckets:
-        _refuse_empty(config, tallies)
     output = Path(config.output)
     entries = []
     with replacing(output) as partial:
@@ -231,7 +235,8 @@ def _documents_and_tokens(folders: list[Path], bucket: Bucket) -> tuple[int, int
     return documents, tokens
 
 
-def _refuse_empty(config: PreprocessConfig, tallies: dict[str, tuple[int, int]]) -> None:
+def _refuse_empty(config: PreprocessConfig, folders: list[Path]) -> None:
+    tallies = {bucket.name: _documents_and_tokens(folders, bucket) for bucket in config.buckets}
     for bucket in config.buckets:
         if tallies[bucket.name][0]:
             continue
