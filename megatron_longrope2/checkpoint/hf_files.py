@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_longrope2.checkpoint.mapping import Shape
+from megatron_longrope2.checkpoint.pieces import Pieces
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json
 
@@ -147,7 +148,7 @@ def write_safetensors(
         path, offset = place[name]
         with path.open("r+b") as stream:
             stream.seek(offset)
-            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            Pieces(stream).write(tensor.contiguous().flatten().view(torch.uint8).numpy())
     if len(shards) > 1:
         weight_map = {spec.name: file for file, members in shards.items() for spec in members}
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": weight_map}

@@ -42,6 +42,7 @@ from torch.futures import Future
 
 from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
+from megatron_longrope2.checkpoint.pieces import Pieces
 from megatron_longrope2.checkpoint.torch_archive import load_object, map_tensor
 from megatron_longrope2.errors import InputError
 
@@ -147,7 +148,7 @@ def _save(tensor: Tensor, stream: Any) -> None:
     try:
         # Nothing reads the archive's checksum, and making it would take most of the time.
         torch.serialization.set_crc32_options(False)
-        torch.save(_own_storage(tensor), stream)
+        torch.save(_own_storage(tensor), Pieces(stream))
     except RuntimeError as error:
         # torch reports a full disk as an inconsistency of its archive.
         if isinstance(error.__context__, OSError):
