@@ -1,6 +1,7 @@
 """A tiny random Llama with a tokenizer and books, in Hugging Face's and in Megatron's format."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,16 +59,16 @@ def write_books(folder: Path, count: int = 4, words: int = 900) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path, books: Path) -> None:
-    """A byte-level BPE with single digits."""
+def write_tokenizer(folder: Path, books: Path, texts: Sequence[str] = (), vocab_size: int = 400) -> None:
+    """A byte-level BPE with single digits, trained on books, needles and further texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    lines = [OPENING, NEEDLE, QUESTION, *key_pool("all")] * 20
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    lines = [OPENING, NEEDLE, QUESTION, *key_pool("all"), *texts] * 20
     tokenizer.train_from_iterator([*lines, *(path.read_text() for path in books.iterdir())], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
