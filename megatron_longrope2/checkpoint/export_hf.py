@@ -1,6 +1,7 @@
 """Megatron checkpoint to Hugging Face folder: streaming, exact, no model built."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,32 +53,94 @@ def export_hf(
     Raises:
         InputError: anything about the input that cannot be converted exactly; nothing is left half-written.
     """
-    tensors, save_dir = MegatronTensors(load_dir), Path(save_dir)
+    source, save_dir = open_checkpoint(load_dir, base_dir, rope_factors), Path(save_dir)
+    specs = source.specs(dtype)
+    config = exported_config(source.config, source.factors, specs[0].dtype, split_attention=split_attention)
+    if dry_run:
+        return source.rows(dtype)
+    check_space(save_dir, sum(spec.nbytes for spec in specs))
+    with replacing(save_dir) as partial_dir:
+        write_side_files(source.config.path.parent, partial_dir, config, source.factors, source.tensors)
+        parts = ahead(source.hf_tensors(dtype, allow_nonfinite))
+        with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
+            write_safetensors(partial_dir, specs, _counted(parts, bar.update), max_shard_bytes)
+    return source.rows(dtype)
+
+
+@dataclass(frozen=True)
+class MegatronSource:
+    """A Megatron checkpoint with the Hugging Face configuration that it belongs to."""
+
+    config: HFConfig
+    tensors: MegatronTensors
+    dims: ModelDims
+    factors: RopeFactors | None
+
+    def rows(self, dtype: torch.dtype | None = None) -> list[Row]:
+        """The mapping table."""
+        return [
+            Row(
+                mapping.megatron,
+                self.tensors.shape(mapping.megatron),
+                dtype or self.tensors.dtype(mapping.megatron),
+                mapping.hf,
+            )
+            for mapping in self.config.mappings()
+        ]
+
+    def specs(self, dtype: torch.dtype | None = None) -> list[TensorSpec]:
+        """The Hugging Face tensors that it holds, in their order."""
+        return [
+            TensorSpec(name, shape, dtype or self.tensors.dtype(mapping.megatron))
+            for mapping, layer in self._steps()
+            for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(self.dims), strict=True)
+        ]
+
+    def hf_tensors(self, dtype: torch.dtype | None, allow_nonfinite: bool) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and tensors, one Megatron tensor in memory at a time.
+
+        Raises:
+            InputError: data are missing or damaged, or hold NaN or infinity where that is not allowed.
+        """
+        for mapping, layer in self._steps():
+            tensor = self.tensors.read(mapping.megatron, layer if mapping.in_layers else None)
+            if not allow_nonfinite and not is_finite(tensor):
+                where = f", layer {layer}" if mapping.in_layers else ""
+                raise InputError(
+                    f"{self.tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
+                    "pass --allow-nonfinite to convert it all the same"
+                )
+            if dtype is not None:
+                tensor = tensor.to(dtype)
+            yield from zip(mapping.hf_names(layer), mapping.to_hf(tensor, self.dims), strict=True)
+
+    def _steps(self) -> Iterator[tuple[Mapping, int]]:
+        """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
+        mappings = self.config.mappings()
+        first = next(n for n, mapping in enumerate(mappings) if mapping.in_layers)
+        inside = [mapping for mapping in mappings if mapping.in_layers]
+        yield from ((mapping, 0) for mapping in mappings[:first])
+        yield from ((mapping, layer) for layer in range(self.dims.num_layers) for mapping in inside)
+        yield from ((mapping, 0) for mapping in mappings[first:] if not mapping.in_layers)
+
+
+def open_checkpoint(
+    load_dir: str | Path, base_dir: str | Path | None = None, rope_factors: str | Path | None = None
+) -> MegatronSource:
+    """Read what a checkpoint is, and refuse what cannot be converted; no weights are read.
+
+    Args:
+        load_dir, base_dir, rope_factors: as in `export_hf`.
+
+    Raises:
+        InputError: no checkpoint, no configuration, or they do not belong together.
+    """
+    tensors = MegatronTensors(load_dir)
     config = _base_config(tensors, base_dir)
     check_args(config, tensors.args, str(tensors.folder))
     dims = config.dims(padded_vocab_size=_padded_vocab_size(tensors, config))
     _check_stacks(config, tensors, dims)
-    factors = _export_factors(config, tensors, rope_factors)
-    rows = [
-        Row(
-            mapping.megatron,
-            tensors.shape(mapping.megatron),
-            dtype or tensors.dtype(mapping.megatron),
-            mapping.hf,
-        )
-        for mapping in config.mappings()
-    ]
-    out_config = exported_config(config, factors, rows[0].dtype, split_attention=split_attention)
-    if dry_run:
-        return rows
-    specs = _specs(config, tensors, dims, dtype)
-    check_space(save_dir, sum(spec.nbytes for spec in specs))
-    with replacing(save_dir) as partial_dir:
-        write_side_files(config.path.parent, partial_dir, out_config, factors, tensors)
-        parts = _hf_tensors(config, tensors, dims, dtype, allow_nonfinite)
-        with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
-            write_safetensors(partial_dir, specs, _counted(ahead(parts), bar.update), max_shard_bytes)
-    return rows
+    return MegatronSource(config, tensors, dims, _export_factors(config, tensors, rope_factors))
 
 
 def _base_config(tensors: MegatronTensors, base_dir: str | Path | None) -> HFConfig:
@@ -142,46 +205,6 @@ def _export_factors(
     factors = RopeFactors.from_dict(saved, source=f"{tensors.folder}: longrope2_factors")
     # The un-rescaled RoPE, which a run without factors trains: config.json says the same by saying nothing.
     return None if factors.method == "none" and config.factors() is None else factors
-
-
-def _specs(
-    config: HFConfig, tensors: MegatronTensors, dims: ModelDims, dtype: torch.dtype | None
-) -> list[TensorSpec]:
-    return [
-        TensorSpec(name, shape, dtype or tensors.dtype(mapping.megatron))
-        for mapping, layer in _steps(config, dims)
-        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
-    ]
-
-
-def _steps(config: HFConfig, dims: ModelDims) -> Iterator[tuple[Mapping, int]]:
-    """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
-    mappings = config.mappings()
-    first = next(n for n, mapping in enumerate(mappings) if mapping.in_layers)
-    inside = [mapping for mapping in mappings if mapping.in_layers]
-    yield from ((mapping, 0) for mapping in mappings[:first])
-    yield from ((mapping, layer) for layer in range(dims.num_layers) for mapping in inside)
-    yield from ((mapping, 0) for mapping in mappings[first:] if not mapping.in_layers)
-
-
-def _hf_tensors(
-    config: HFConfig,
-    tensors: MegatronTensors,
-    dims: ModelDims,
-    dtype: torch.dtype | None,
-    allow_nonfinite: bool,
-) -> Iterator[tuple[str, Tensor]]:
-    for mapping, layer in _steps(config, dims):
-        tensor = tensors.read(mapping.megatron, layer if mapping.in_layers else None)
-        if not allow_nonfinite and not is_finite(tensor):
-            where = f", layer {layer}" if mapping.in_layers else ""
-            raise InputError(
-                f"{tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
-                "pass --allow-nonfinite to convert it all the same"
-            )
-        if dtype is not None:
-            tensor = tensor.to(dtype)
-        yield from zip(mapping.hf_names(layer), mapping.to_hf(tensor, dims), strict=True)
 
 
 def _counted(
