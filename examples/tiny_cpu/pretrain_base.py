@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.data.books import Book, read_books
 from megatron_longrope2.data.needle_keys import key_pool
@@ -204,8 +204,6 @@ def _main() -> None:
     log.append(evaluate(model, tokenizer, read_books(arguments.books / "held_out")))
     print(log[-1])
 
-    # Base models sample; nothing else of transformers' defaults is worth stating.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
     with replacing(arguments.output) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
