@@ -12,13 +12,16 @@ class InputError(Exception):
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`; turn an `InputError` into one line on stderr and exit status 2.
 
+    Under torchrun or srun every process meets the same mistake; the first one of each machine says so.
+
     A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
     """
     try:
         main()
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except BrokenPipeError:
         # The interpreter flushes once more at exit; let it have somewhere to.

@@ -18,6 +18,19 @@ def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) 
     )
 
 
+def test_one_process_a_machine_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main() -> None:
+        raise InputError("factors.json: cannot be read")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
 def test_other_errors_keep_their_traceback() -> None:
     def main() -> None:
         raise KeyError("a defect")
