@@ -70,8 +70,7 @@ def parse_model_arguments(
     vars(args).update(forced or {})
     source = _checkpoint_source(args)
     if source is not None:
-        load_args_from_checkpoint(args, load_arg=source)
-        _load_our_args(args, source)
+        _load_checkpoint_args(args, source)
     if args.original_length is None and args.longrope2_factors is None:
         args.original_length = args.max_position_embeddings
     if args.seq_length is not None and args.max_position_embeddings is not None:
@@ -155,6 +154,19 @@ def _checkpoint_source(args: Namespace) -> str | None:
             f"give {option} a folder that convert_hf_to_megatron or pretrain wrote"
         )
     return None
+
+
+def _load_checkpoint_args(args: Namespace, source: str) -> None:
+    try:
+        load_args_from_checkpoint(args, load_arg=source)
+        _load_our_args(args, source)
+    # Whatever upstream's and torch's readers meet in a damaged folder; SystemExit for a broken tracker file.
+    except (Exception, SystemExit) as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"{getattr(args, source)}: the checkpoint cannot be read ({reason}); copy it again, or give "
+            "an earlier one with --ckpt-step"
+        ) from error
 
 
 def _load_our_args(args: Namespace, source: str) -> None:
