@@ -1,11 +1,12 @@
 """The arguments of mixed context window training, beside Megatron's own."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.training.utils import warn_rank_0
 
+from megatron_longrope2.data.mix import load_mix_pools
 from megatron_longrope2.data.pools import Pool
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.arguments import add_model_arguments, factors_of, parse_model_arguments
@@ -13,7 +14,13 @@ from megatron_longrope2.rope import AttentionFactor, RopeFactors
 
 # Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with
 # a loss. Packed segments do not: only a loss per token is the same in every parallel layout.
-FORCED: dict[str, Any] = {"calculate_per_token_loss": True}
+# Throughput and perplexity are logged without asking.
+FORCED: dict[str, Any] = {
+    "calculate_per_token_loss": True,
+    "log_throughput": True,
+    "log_timers_to_tensorboard": True,
+    "log_validation_ppl_to_tensorboard": True,
+}
 DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000}
 
 
@@ -31,6 +38,12 @@ def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:
             help=f"{what} documents of one window (short or long), their share of the segments (a whole "
             "number), and the path of the .bin and .idx without suffix; may be repeated",
         )
+    group.add_argument(
+        "--mix",
+        metavar="FILE",
+        help="mix.json of `longrope2-preprocess --mix`: training pools with their shares; may stand beside "
+        "--pool",
+    )
     group.add_argument(
         "--long-window-attention",
         choices=("full", "document"),
@@ -71,8 +84,8 @@ def parse_training_arguments() -> Namespace:
         args.variable_seq_lengths = True
         # Upstream refuses that with its default expert dispatcher, experts or not.
         args.moe_token_dispatcher_type = "alltoall"
-    if not args.pool:
-        raise InputError("--pool: no training documents; give at least one, e.g. --pool long 1 data/long")
+    if not training_pools(args).pools:
+        raise InputError("--pool: no training documents; give --mix, or e.g. --pool long 1 data/long")
     target = args.longrope2_factors["target_length"]
     if args.seq_length > target:
         raise InputError(
@@ -90,15 +103,33 @@ def rescaled_everywhere(factors: RopeFactors) -> RopeFactors:
     )
 
 
-def pools(given: list[list[str]]) -> tuple[Pool, ...]:
-    """The pools of `--pool` or `--valid-pool`.
+@dataclass(frozen=True)
+class TrainingPools:
+    """Where training documents come from, and whether a pool may be read more than once."""
+
+    pools: tuple[Pool, ...]
+    repeat: bool
+
+
+def training_pools(args: Namespace) -> TrainingPools:
+    """The pools of `--mix` and `--pool`, with the weights that each of them says.
 
     Raises:
-        InputError: a weight that is no whole number, or an unknown window.
+        InputError: as `load_mix_pools`; a weight that is no whole number, or an unknown window.
     """
+    mixed, repeat = load_mix_pools(args.mix) if args.mix else ((), False)
+    return TrainingPools((*mixed, *_pools("--pool", args.pool)), repeat or args.repeat_data)
+
+
+def validation_pools(args: Namespace) -> tuple[Pool, ...]:
+    """The pools of `--valid-pool`; InputError as `training_pools`."""
+    return _pools("--valid-pool", args.valid_pool)
+
+
+def _pools(option: str, given: list[list[str]]) -> tuple[Pool, ...]:
     result = []
     for window, weight, prefix in given:
         if not weight.isdecimal():
-            raise InputError(f"--pool {window} {weight} {prefix}: weight: {weight!r} is not a whole number")
+            raise InputError(f"{option} {window} {weight} {prefix}: weight: {weight!r} is not a whole number")
         result.append(Pool(path_prefix=prefix, window=window, weight=int(weight)))  # type: ignore[arg-type]
     return tuple(result)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core import mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_tp_rank
@@ -37,6 +38,17 @@ class Batch:
     position_ids: Tensor | None
     packed: PackedSeqParams
     local_indices: Tensor | None
+
+    def places(self) -> Tensor:
+        """Position in the pack of each of this rank's tokens, int64 [n]."""
+        if self.local_indices is not None:
+            return self.local_indices
+        assert self.loss_mask is not None
+        return torch.arange(self.loss_mask.numel(), device=self.loss_mask.device)
+
+    def documents(self) -> Tensor:
+        """Number within the pack of the document of each of this rank's tokens, int64 [n]."""
+        return torch.searchsorted(self.packed.cu_seqlens_q[1:], self.places(), right=True)
 
 
 def next_batch(iterator: Iterator[dict[str, Tensor]] | None, args: Namespace) -> Batch:

@@ -5,78 +5,55 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from megatron.core import mpu
-from megatron.core.datasets.utils import Split
 from megatron.core.enums import ModelType
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.training import get_args, get_timers, pretrain, print_rank_0
+from megatron.training import get_timers, pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 from torch import Tensor
 
-from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset, format_statistics
 from megatron_longrope2.device import rendezvous_store
 from megatron_longrope2.model.arguments import model_config
-from megatron_longrope2.training.arguments import parse_training_arguments, pools
+from megatron_longrope2.training.arguments import parse_training_arguments
 from megatron_longrope2.training.batch import next_batch
-from megatron_longrope2.training.loss import window_loss
+from megatron_longrope2.training.loss import batch_loss
+from megatron_longrope2.training.reports import TrainingReport, ValidationReport
+from megatron_longrope2.training.segments import segment_provider
 
 
 def train() -> None:
-    """Parse the command line, build and train.
+    """Parse the command line, open the data, build the model and train.
 
     Raises:
-        InputError: as `parse_training_arguments` and `MixedWindowDataset`, before any step is taken.
+        InputError: as `parse_training_arguments` and `segment_provider`, before Megatron is initialised.
     """
     args = parse_training_arguments()
-    # Data loaders on every pipeline stage's first tensor-parallel rank: each needs the document boundaries.
-    datasets.is_distributed = True  # type: ignore[attr-defined]
+    config, provider = model_config(args), segment_provider(args)
     pretrain(
-        pretrain_cfg_container_from_args(args, model_config(args)),
-        datasets,
+        pretrain_cfg_container_from_args(args, config),
+        provider,
         ModelType.encoder_or_decoder,
-        forward_step,
+        forward_step(args),
         store=rendezvous_store(),
     )
 
 
-def forward_step(iterator: Iterator[dict[str, Tensor]], model: GPTModel) -> tuple[Tensor, Callable[..., Any]]:
-    """One micro-batch through this pipeline stage."""
-    args, timers = get_args(), get_timers()
-    timers("batch-generator", log_level=2).start()
-    batch = next_batch(iterator, args)
-    update_seqlen_stats_from_cu_seqlens(batch.packed.cu_seqlens_q)
-    timers("batch-generator").stop()
-    output = model(
-        batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed
-    )
-    return output, partial(window_loss, batch, args.original_length, args.check_for_nan_in_loss_and_grad)
+def forward_step(args: Namespace) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
+    """The function that takes one micro-batch through this pipeline stage."""
+    training, validation = TrainingReport(args), ValidationReport(args)
 
+    def step(iterator: Iterator[dict[str, Tensor]], model: GPTModel) -> tuple[Tensor, Callable[..., Any]]:
+        training.start()
+        timer = get_timers()("batch-generator", log_level=2)
+        timer.start()
+        batch = next_batch(iterator, args)
+        timer.stop()
+        if model.training:
+            update_seqlen_stats_from_cu_seqlens(batch.packed.cu_seqlens_q)
+        output = model(
+            batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed
+        )
+        report = training if model.training else validation
+        return output, partial(batch_loss, batch, report, args.check_for_nan_in_loss_and_grad)
 
-def datasets(
-    samples: list[int], vp_stage: int | None = None
-) -> tuple[MixedWindowDataset | None, MixedWindowDataset | None, None]:
-    """Training and validation datasets of this rank; `samples` counts segments of the whole run."""
-    args = get_args()
-    if mpu.get_tensor_model_parallel_rank() != 0:
-        return None, None, None
-    training = _dataset(args, args.pool, samples[0], Split.train)
-    if vp_stage in (None, 0):
-        print_rank_0(format_statistics(training.statistics()))
-    validation = _dataset(args, args.valid_pool, samples[1], Split.valid) if args.valid_pool else None
-    return training, validation, None
-
-
-def _dataset(args: Namespace, given: list[list[str]], samples: int, split: Split) -> MixedWindowDataset:
-    config = MixedWindowConfig(
-        pools=pools(given),
-        original_length=args.original_length,
-        target_length=args.seq_length,
-        global_batch_size=args.global_batch_size,
-        seed=args.seed,
-        context_parallel_size=args.context_parallel_size,
-        sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 1,
-        long_window_attention=args.long_window_attention,
-        repeat=args.repeat_data or split is Split.valid,
-    )
-    return MixedWindowDataset(config, samples, pad_id=0, split=split)
+    return step

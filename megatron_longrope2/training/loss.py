@@ -1,4 +1,6 @@
-"""The loss of a micro-batch, in all and by context window."""
+"""The loss of a micro-batch."""
+
+from collections.abc import Callable
 
 import torch
 from megatron.core.rerun_state_machine import get_rerun_state_machine
@@ -6,23 +8,23 @@ from torch import Tensor
 
 from megatron_longrope2.training.batch import Batch
 
-# Keeps a window without a token in the global batch at a reported loss of 0; upstream divides 0 by 0.
-NO_TOKENS = 1e-20
+Report = Callable[[Batch, Tensor], dict[str, Tensor]]
+"""From a micro-batch and its masked losses, float32 [n], to [sum, count] for each name that is logged."""
 
 
-def window_loss(
-    batch: Batch, original_length: int, check_for_nan: bool, losses: Tensor
+def batch_loss(
+    batch: Batch, report: Report, check_for_nan: bool, losses: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Megatron's loss function, with the two windows reported beside the whole.
+    """Megatron's loss function.
 
     Args:
         batch: the micro-batch.
-        original_length: documents of at most this many tokens are the short window's.
+        report: what is logged beside the whole loss.
         check_for_nan: stop at a NaN or infinite loss, as `--check-for-nan-in-loss-and-grad` asks.
         losses: cross entropy of every token of this rank, [1, n].
 
     Returns:
-        Sum of the losses, number of tokens with a loss (int), and for each report [sum, tokens].
+        Sum of the losses, number of tokens with a loss (int), and for each report [sum, count].
     """
     assert batch.loss_mask is not None
     mask = batch.loss_mask.view(-1).float()
@@ -37,11 +39,5 @@ def window_loss(
                 tolerance=0.0,
                 fatal=True,
             )
-    lengths = batch.packed.cu_seqlens_q.diff()
-    long = (lengths > original_length).repeat_interleave(lengths)
-    if batch.local_indices is not None:
-        long = long[batch.local_indices]
-    report = {"lm loss": torch.stack([loss, tokens]).detach()}
-    for name, window in (("short window loss", ~long), ("long window loss", long)):
-        report[name] = torch.stack([masked[window].sum(), mask[window].sum() + NO_TOKENS]).detach()
-    return loss, tokens.detach().to(torch.int), report
+    reports = {"lm loss": torch.stack([loss, tokens]).detach(), **report(batch, masked.detach())}
+    return loss, tokens.detach().to(torch.int), reports

@@ -21,8 +21,15 @@ def torchrun(processes: int, *command: str | Path, timeout: int = 600) -> str:
     Raises:
         AssertionError: exit status other than 0, with the end of the output.
     """
+    finished = launch(processes, *command, timeout=timeout)
+    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-6000:]
+    return finished.stdout + finished.stderr
+
+
+def launch(processes: int, *command: str | Path, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """Run `command` in so many processes, whatever becomes of it."""
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE"}}
-    finished = subprocess.run(
+    return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
             *("--master-port", str(free_port()), *map(str, command)),
@@ -34,5 +41,3 @@ def torchrun(processes: int, *command: str | Path, timeout: int = 600) -> str:
         cwd=ROOT,
         check=False,
     )
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-6000:]
-    return finished.stdout + finished.stderr

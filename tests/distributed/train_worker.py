@@ -33,7 +33,8 @@ from megatron.training.training import (
 
 from megatron_longrope2.model.arguments import model_config
 from megatron_longrope2.training.arguments import parse_training_arguments
-from megatron_longrope2.training.loop import datasets, forward_step
+from megatron_longrope2.training.loop import forward_step
+from megatron_longrope2.training.segments import segment_provider
 
 
 def main() -> None:
@@ -49,22 +50,22 @@ def main() -> None:
 
 def one_step() -> dict[str, Any]:
     args = parse_training_arguments()
+    provider = segment_provider(args)
     initialize_megatron(allow_no_cuda=True, store=device.rendezvous_store())
     model, optimizer, _ = setup_model_and_optimizer(
         ModelType.encoder_or_decoder,
         cfg_container=pretrain_cfg_container_from_args(args, model_config(args)),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    datasets.is_distributed = True
     stages = range(len(model)) if len(model) > 1 else [None]
-    iterators = [build_train_valid_test_data_iterators(datasets)[0] for _ in stages]
+    iterators = [build_train_valid_test_data_iterators(provider)[0] for _ in stages]
     config = get_model_config(model[0])
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
     for chunk in model:
         chunk.zero_grad_buffer()
     reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
+        forward_step_func=forward_step(args),
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model,
         num_microbatches=get_num_microbatches(),
@@ -86,9 +87,9 @@ def one_step() -> dict[str, Any]:
 
 
 def losses(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """As upstream's train_step averages them."""
+    """What is logged of losses and tokens, averaged as upstream's train_step does."""
     result = {}
-    for key in reports[0] if reports else ():
+    for key in (reports[0].keys() - {"tokens per second"}) if reports else ():
         total = torch.stack([report[key].view(-1) for report in reports]).sum(0).double()
         torch.distributed.all_reduce(total, group=mpu.get_data_parallel_group(with_context_parallel=True))
         result[key] = float(total[0] / total[1])

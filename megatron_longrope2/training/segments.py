@@ -1,0 +1,95 @@
+"""The training and validation segments of a run, opened before Megatron is initialised."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.datasets.utils import Split
+from megatron.training import get_tokenizer
+from megatron.training.utils import print_rank_0
+
+from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset, format_statistics
+from megatron_longrope2.data.pools import Pool
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.training.arguments import training_pools, validation_pools
+
+Provider = Callable[..., tuple[MixedWindowDataset | None, "SamePasses | None", None]]
+
+
+class SamePasses(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The validation set: every pass reads the same segments, so that its losses can be compared.
+
+    Args:
+        segments: one pass.
+        samples: length of the dataset, segments of the whole run.
+    """
+
+    split = Split.valid
+
+    def __init__(self, segments: MixedWindowDataset, samples: int) -> None:
+        self._segments = segments
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self._segments[index % len(self._segments)]
+
+
+def segment_provider(args: Namespace) -> Provider:
+    """Open the pools; return the function that hands their segments to Megatron.
+
+    Ranks that read no data (all but the first of each tensor-parallel group) open nothing.
+
+    Raises:
+        InputError: as `MixedWindowDataset`; a run without a length, or with lengths that do not fit.
+    """
+    if args.seq_length <= args.original_length:
+        raise InputError(
+            f"--seq-length: {args.seq_length} is not longer than the original length {args.original_length}; "
+            "give the target length"
+        )
+    needed = args.train_samples or (args.train_iters or 0) * args.global_batch_size
+    if not needed:
+        raise InputError("--train-iters: the run's length is missing; give --train-iters or --train-samples")
+    training = validation = None
+    # Tensor-parallel ranks are neighbours in every order of ranks that Megatron has.
+    if args.rank % args.tensor_model_parallel_size == 0:
+        mix = training_pools(args)
+        config = _config(args, mix.pools, repeat=mix.repeat)
+        training = MixedWindowDataset(config, needed, pad_id=0)
+        if args.eval_iters:
+            config = _config(args, validation_pools(args), repeat=True)
+            one_pass = args.eval_iters * args.eval_global_batch_size
+            validation = MixedWindowDataset(config, one_pass, pad_id=0, split=Split.valid)
+
+    def provide(samples: list[int], vp_stage: int | None = None) -> Any:
+        if training is None:
+            return None, None, None
+        if vp_stage in (None, 0):
+            print_rank_0(format_statistics(training.statistics()))
+        # A pass more than the run needs: a run that is complete may still ask for the last one again.
+        passes = SamePasses(validation, samples[1] + len(validation)) if validation else None
+        done = args.consumed_train_samples >= needed
+        return None if done else training, passes, None
+
+    # Data loaders on every pipeline stage's first tensor-parallel rank: each needs the document boundaries.
+    provide.is_distributed = True  # type: ignore[attr-defined]
+    return provide
+
+
+def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> MixedWindowConfig:
+    return MixedWindowConfig(
+        pools=pools,
+        original_length=args.original_length,
+        target_length=args.seq_length,
+        global_batch_size=args.global_batch_size,
+        seed=args.seed,
+        context_parallel_size=args.context_parallel_size,
+        sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 1,
+        long_window_attention=args.long_window_attention,
+        repeat=repeat,
+        vocab_size=args.vocab_size or get_tokenizer().vocab_size,
+    )
