@@ -47,6 +47,11 @@ def parse_arguments() -> argparse.Namespace:
         "transformers applies the long one to both",
     )
     parser.add_argument(
+        "--as-llama",
+        action="store_true",
+        help="write a Phi3 or Mistral under Llama's names: transformers 4 refuses a rescaled Phi3",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check, print the mapping table, write nothing"
     )
     return parser.parse_args()
@@ -63,6 +68,7 @@ def _main() -> None:
         max_shard_bytes=int(arguments.max_shard_size * 1e9),
         allow_nonfinite=arguments.allow_nonfinite,
         split_attention=arguments.split_attention_factor,
+        as_llama=arguments.as_llama,
         dry_run=arguments.dry_run,
     )
     print(table(rows) if arguments.dry_run else f"{arguments.save_dir}: a Hugging Face model folder")

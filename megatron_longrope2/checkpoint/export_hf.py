@@ -1,7 +1,7 @@
 """Megatron checkpoint to Hugging Face folder: streaming, exact, no model built."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ def export_hf(
     max_shard_bytes: int = 5_000_000_000,
     allow_nonfinite: bool = False,
     split_attention: bool = False,
+    as_llama: bool = False,
     dry_run: bool = False,
 ) -> list[Row]:
     """Convert a Megatron `torch_dist` checkpoint, of any parallel layout, to a Hugging Face model folder.
@@ -45,6 +46,7 @@ def export_hf(
         allow_nonfinite: convert weights that hold NaN or infinity.
         split_attention: allow attention factors that differ between the windows, which plain transformers
             cannot read.
+        as_llama: write a Phi3 or Mistral under Llama's names, which more readers can rescale.
         dry_run: check everything and write nothing.
 
     Returns:
@@ -54,6 +56,8 @@ def export_hf(
         InputError: anything about the input that cannot be converted exactly; nothing is left half-written.
     """
     source, save_dir = open_checkpoint(load_dir, base_dir, rope_factors), Path(save_dir)
+    if as_llama:
+        source = replace(source, config=source.config.as_llama())
     specs = source.specs(dtype)
     config = exported_config(source.config, source.factors, specs[0].dtype, split_attention=split_attention)
     if dry_run:

@@ -105,6 +105,32 @@ class HFConfig:
         sizes = {name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS}
         return ModelDims(**sizes, kv_channels=self.rope.head_dim, padded_vocab_size=padded_vocab_size)
 
+    def as_llama(self) -> "HFConfig":
+        """The same model under Llama's names, for readers that cannot rescale its own architecture.
+
+        Raises:
+            InputError: Llama has no place for some of its tensors, or does not rotate a part of a head.
+        """
+        llama = ARCHITECTURES["llama"]
+        kept = {
+            name: value for name, value in self.raw.items() if name in AutoConfig.for_model("llama").to_dict()
+        }
+        kept |= {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "head_dim": self.rope.head_dim,
+            "attention_bias": self.biased,
+            "mlp_bias": self.biased,
+        }
+        names = {mapping.megatron for mapping in self.mappings()}
+        if names != {mapping.megatron for mapping in llama.mappings(tied=self.tied, biased=self.biased)}:
+            raise InputError(
+                f"{self.path}: model_type: {self.full['model_type']} has tensors that llama has not"
+            )
+        if self.rope.rotary_dim != self.rope.head_dim:
+            raise InputError(f"{self.path}: partial_rotary_factor: llama rotates whole heads only")
+        return HFConfig(path=self.path, raw=kept, full=AutoConfig.for_model(**kept).to_dict())
+
     def factors(self) -> RopeFactors | None:
         """The rescaling that config.json asks for; None for plain RoPE.
 
