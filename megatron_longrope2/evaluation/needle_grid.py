@@ -100,7 +100,7 @@ class NeedleGrid:
             str(length): {
                 "accuracy": part.accuracy,
                 "accuracy_ci95": list(part.accuracy_interval),
-                "perplexity": part.perplexity,
+                "perplexity": part.perplexity if part.perplexity < math.inf else None,
                 "samples": len(part.scores),
             }
             for length in self.lengths

@@ -51,7 +51,8 @@ class Perplexity:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"perplexity": self.value, "nll": list(self.nll), "tokens": list(self.tokens)}
+        value = self.value if self.value < math.inf else None
+        return {"perplexity": value, "nll": list(self.nll), "tokens": list(self.tokens)}
 
 
 def text_perplexity(scorer: Scorer, texts: Sequence[Sample], description: str = "perplexity") -> Perplexity:

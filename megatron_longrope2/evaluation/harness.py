@@ -1,0 +1,133 @@
+"""lm-evaluation-harness on a Hugging Face export: the paper's short and long suites, or any tasks.
+
+Needs the `eval` extra. With transformers the model is loaded by `megatron_longrope2.hf`, so that generation
+across the original length is right; vLLM chooses one window for the whole engine (by its `max_model_len`), so
+the short suite there is a run of its own with a short one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatron_longrope2 import hf
+from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.device import has_gpu
+from megatron_longrope2.errors import InputError
+
+SHORT_LENGTH = 4096
+"""Tokens of a prompt in the paper's short suite (LongRoPE2 section 4.1)."""
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task of the harness.
+
+    Attributes:
+        name: the harness's.
+        shots: solved examples in front; None: the task's own number.
+        metric: what a report shows, by the harness's name.
+    """
+
+    name: str
+    shots: int | None = None
+    metric: str | None = None
+
+
+# The numbers of shots are the Open LLM Leaderboard's; the paper names the tasks only.
+SHORT_SUITE = (
+    HarnessTask("mmlu", 5, "acc"),
+    HarnessTask("mmlu_pro", 5, "exact_match"),
+    HarnessTask("hellaswag", 10, "acc_norm"),
+    HarnessTask("truthfulqa_mc2", 0, "acc"),
+    HarnessTask("gsm8k", 5, "exact_match"),
+)
+LONG_SUITE = (HarnessTask("ruler"), HarnessTask("longbench"))
+SUITES: dict[str, tuple[HarnessTask, ...]] = {"short": SHORT_SUITE, "long": LONG_SUITE}
+
+
+def run_harness(
+    folder: str | Path,
+    tasks: Sequence[HarnessTask],
+    *,
+    max_length: int,
+    backend: Literal["transformers", "vllm"] = "transformers",
+    lengths: Sequence[int] = (),
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness, without chat template.
+
+    Args:
+        folder: Hugging Face export.
+        max_length: tokens of prompt and answer; the harness cuts longer prompts at their start.
+        backend: what runs the model.
+        lengths: tokens; of the tasks that make their own prompts (`ruler`).
+        include_path: folder of further task definitions.
+        limit: documents a task; None: all.
+
+    Returns:
+        `tasks` {task: {`metrics`: the harness's, `main`: the value of the task's metric or None, `shots`}}.
+
+    Raises:
+        InputError: lm-eval or vLLM is not installed, a task is unknown, or the folder cannot be read.
+    """
+    lm_eval = _require("lm_eval", "pip install 'megatron-longrope2[eval]'")
+    from lm_eval.tasks import TaskManager
+
+    metadata = {"pretrained": str(folder), **({"max_seq_lengths": list(lengths)} if lengths else {})}
+    manager = TaskManager(include_path=str(include_path) if include_path else None, metadata=metadata)
+    unknown = [task.name for task in tasks if task.name not in manager.all_tasks]
+    if unknown:
+        raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+    model = _model(folder, backend, max_length, batch_size, dtype)
+    results = {}
+    for task in tasks:
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=[task.name], num_fewshot=task.shots, task_manager=manager, limit=limit
+        )
+        metrics = {
+            name: {key: value for key, value in values.items() if isinstance(value, int | float)}
+            for name, values in found["results"].items()
+        }
+        results[task.name] = {"metrics": metrics, "main": _main_value(task, metrics), "shots": task.shots}
+    return {"tasks": results, "max_length": max_length, "backend": backend}
+
+
+def _model(folder: str | Path, backend: str, max_length: int, batch_size: int, dtype: torch.dtype) -> Any:
+    if backend == "vllm":
+        _require("vllm", "pip install vllm, or use the transformers backend")
+        from lm_eval.models.vllm_causallms import VLLM
+
+        name = str(dtype).removeprefix("torch.")
+        return VLLM(pretrained=str(folder), max_model_len=max_length, dtype=name, batch_size=batch_size)
+    from lm_eval.models.huggingface import HFLM
+
+    model: Any = hf.load(folder, dtype=dtype)
+    model.to("cuda" if has_gpu() else "cpu")
+    return HFLM(
+        pretrained=model, tokenizer=load_tokenizer(folder), max_length=max_length, batch_size=batch_size
+    )
+
+
+def _main_value(task: HarnessTask, metrics: dict[str, dict[str, float]]) -> float | None:
+    """The task's metric, whatever filter the harness put behind its name; percent."""
+    if task.metric is None:
+        return None
+    for key, value in metrics.get(task.name, {}).items():
+        if key.split(",")[0] == task.metric:
+            return 100 * value
+    return None
+
+
+def _require(module: str, mend: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{module}: not installed ({error}); {mend}") from error
