@@ -20,9 +20,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of the results; a search stopped there goes on"
     )
-    parser.add_argument("--dry-run", action="store_true", help="time one evaluation and print the cost")
+    parser.add_argument(
+        "--algorithm",
+        choices=["evolution", "gradient"],
+        default="evolution",
+        help="the paper's search, or factors learned by gradient with frozen weights",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of needles and evolution")
+    parser.add_argument(
+        "--init-factors",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="factor files or published names that join the first generation, or the starts",
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop this run after so much time; run again to go on"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="time the model and print the cost")
     _add_objective(parser.add_argument_group("objective"))
     _add_evolution(parser.add_argument_group("evolution"))
+    _add_gradient(parser.add_argument_group("gradient"))
     _add_layout(parser.add_argument_group("layout (data parallel: what torchrun's ranks leave over)"))
     return parser.parse_args()
 
@@ -37,14 +55,21 @@ def _add_objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--document-weight", type=float, default=0.5, help="share of plain text in mix, between 0 and 1"
     )
-    group.add_argument("--samples", type=int, default=10, help="texts of target length, of each kind")
+    group.add_argument(
+        "--samples",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="texts of target length, of each kind; gradient: to check and choose, none is learned on "
+        "(default: 10; gradient: 20)",
+    )
     group.add_argument(
         "--needle-depths",
         type=float,
         nargs="+",
-        default=[0.0],
+        default=argparse.SUPPRESS,
         metavar="DEPTH",
-        help="where needles lie, 0 (start, the paper's) to 1 (end); the samples go round several",
+        help="where needles lie, 0 (start, the paper's) to 1 (end); the samples go round several "
+        "(default: 0; gradient: 0 0.25 0.5 0.75 0.95)",
     )
     group.add_argument("--needles-per-document", type=int, default=1, help="needles a sample")
     group.add_argument(
@@ -84,22 +109,46 @@ def _add_evolution(group: argparse._ArgumentGroup) -> None:
         help="best candidates that breed; by default population / 8, but 4 or more; the authors' code: / 2",
     )
     group.add_argument("--mutation-probability", type=float, default=0.3, help="of each gene")
-    group.add_argument("--seed", type=int, default=0, help="of needles and evolution")
-    group.add_argument(
-        "--init-factors",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="factor files or published names that join the first generation",
-    )
     group.add_argument("--max-evaluations", type=int, help="stop before a generation that exceeds this")
-    group.add_argument(
-        "--max-minutes", type=float, help="stop this run after so much time; run again to go on"
-    )
     group.add_argument(
         "--no-prune",
         action="store_true",
         help="evaluate candidates that cannot win too; the result is the same",
+    )
+
+
+def _add_gradient(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--starts",
+        nargs="*",
+        default=["ntk", "yarn", "pi"],
+        metavar="METHOD",
+        help="closed-form methods to begin from: pi, ntk, yarn, none; the worse half is dropped in turn",
+    )
+    group.add_argument("--steps", type=int, default=120, help="steps of the start that stays to the end")
+    group.add_argument("--batch-size", type=int, default=4, help="fresh needle documents a step")
+    group.add_argument("--learning-rate", type=float, default=0.15, help="of Adam, on the factors")
+    group.add_argument(
+        "--learn-attention-factor",
+        action="store_true",
+        help="learn the long window's attention factor too; plain transformers cannot read the result",
+    )
+    group.add_argument(
+        "--fixed-below-critical-dim",
+        action="store_true",
+        help="the paper's structure: NTK below the start's critical dimension, learned factors from it on",
+    )
+    group.add_argument("--max-factor", type=float, help="a bound that factors approach and never reach")
+    group.add_argument(
+        "--length-curriculum",
+        type=int,
+        metavar="TOKENS",
+        help="length of the first needles; it grows to the target length in the first half of the steps",
+    )
+    group.add_argument(
+        "--no-recompute",
+        action="store_true",
+        help="keep all activations for the backward pass: faster, for models and lengths that fit",
     )
 
 
@@ -120,7 +169,12 @@ def _main() -> None:
     arguments = vars(parse_arguments())
     from megatron_longrope2.search.evolution import EvolutionSettings
     from megatron_longrope2.search.job import SearchSettings
+    from megatron_longrope2.search.learner import GradientSettings
 
+    if arguments["algorithm"] == "gradient":
+        arguments = {"samples": 20, "needle_depths": [0.0, 0.25, 0.5, 0.75, 0.95], **arguments}
+    else:
+        arguments = {"samples": 10, "needle_depths": [0.0], **arguments}
     dry_run = arguments.pop("dry_run")
     arguments |= {
         "space": arguments.pop("search_space"),
@@ -128,6 +182,13 @@ def _main() -> None:
         "prune": not arguments.pop("no_prune"),
         "needle_depths": tuple(arguments["needle_depths"]),
         "init_factors": tuple(arguments["init_factors"]),
+        "starts": tuple(arguments["starts"]),
+        "recompute_activations": not arguments.pop("no_recompute"),
+    }
+    arguments |= {
+        "gradient": GradientSettings(
+            **{field.name: arguments.pop(field.name) for field in fields(GradientSettings)}
+        ),
         "evolution": EvolutionSettings(
             **{field.name: arguments.pop(field.name) for field in fields(EvolutionSettings)}
         ),

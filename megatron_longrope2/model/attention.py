@@ -43,7 +43,7 @@ class LongRoPE2SelfAttention(SelfAttention):
                 kwargs.get("packed_seq_params"),
             )
             factor = rotary.attention_factor(seq_len)
-            if isinstance(factor, Tensor) and self.config.context_parallel_size > 1:
+            if isinstance(factor, Tensor) and factor.ndim and self.config.context_parallel_size > 1:
                 factor = self._local(factor, kwargs["packed_seq_params"])
             self._yarn_concentration_factor = factor
         return super().forward(hidden_states, *args, **kwargs)

@@ -6,7 +6,7 @@ rescaled angles" is therefore one comparison here, and gives the mixed context w
 and the inference rule at once.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.angles import angle_table
 
 Window = Literal["short", "long"]
+
+
+class LearnedFactors(Protocol):
+    """Long-window factors that carry gradient; asked anew in every forward pass."""
+
+    def inv_freq(self) -> Tensor:
+        """Angle per token of each dimension: float64 [rotary_dim / 2]."""
+
+    def attention_factor(self) -> Tensor:
+        """What multiplies cosine and sine: 0-dim."""
 
 
 class DocumentLengths(int):
@@ -61,7 +71,15 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
     def set_factors(self, factors: RopeFactors) -> None:
         """Use other factors from the next forward pass on (the search calls this for every candidate)."""
         self.factors = factors
+        self._learned: tuple[LearnedFactors] | None = None
         self._tables: dict[Window, Tensor] = {}
+
+    def learn(self, learned: LearnedFactors) -> None:
+        """Take the long window's factors from `learned`, with gradient, until `set_factors` is called.
+
+        It is kept in a one-tuple: its parameters are not the model's, unless someone registers them there.
+        """
+        self._learned = (learned,)
 
     def window(self, length: int) -> Window:
         """The window that a document of `length` tokens belongs to (METHOD: original length included)."""
@@ -70,14 +88,19 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
     def attention_factor(self, seq_len: int) -> float | Tensor:
         """What multiplies cosine and sine, for the length(s) that `get_rotary_seq_len` returned.
 
-        A number, or one value a token of the pack, [tokens, 1, 1, 1], when documents of both windows differ.
+        A number (a 0-dim tensor where it is learned), or one value a token of the pack, [tokens, 1, 1, 1],
+        when documents of both windows differ.
         """
-        factors = self.factors.attention_factor
-        if isinstance(seq_len, DocumentLengths) and factors.short != factors.long:
+        short = self.factors.attention_factor.short
+        long: float | Tensor = self.factors.attention_factor.long
+        if self._learned is not None:
+            long = self._learned[0].attention_factor()
+        if isinstance(seq_len, DocumentLengths) and short != long:
             lengths = torch.tensor(seq_len.lengths)
-            values = torch.where(lengths > self.factors.original_length, factors.long, factors.short)
-            return values.repeat_interleave(lengths)[:, None, None, None].to(torch.cuda.current_device())
-        return getattr(factors, self.window(seq_len))
+            values = torch.where(lengths > self.factors.original_length, long, short)
+            rows = values.float().repeat_interleave(lengths)[:, None, None, None]
+            return rows.to(torch.cuda.current_device())
+        return long if self.window(seq_len) == "long" else short
 
     def get_rotary_seq_len(
         self,
@@ -108,7 +131,10 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
         They are formed in float64 and reduced before the one rounding: position times frequency in float32
         loses up to 8e-3 of a radian near position 131071.
         """
-        inv_freq = self.factors.inv_freq(self.window(max_seq_len), dtype=np.float64)
+        window = self.window(max_seq_len)
+        inv_freq: Any = self.factors.inv_freq(window, dtype=np.float64)
+        if window == "long" and self._learned is not None:
+            inv_freq = self._learned[0].inv_freq()
         return angle_table(max_seq_len + offset, inv_freq, torch.cuda.current_device())[offset:]
 
     def forward(
@@ -133,6 +159,8 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
 
     def _rows(self, window: Window, length: int, offset: int = 0) -> Tensor:
         """Exactly `length` rows: upstream tells a whole pack's table from one document's by its length."""
+        if window == "long" and self._learned is not None:
+            return self.get_emb(offset + length)[offset:]  # its graph lives for one pass
         table = self._tables.get(window)
         if table is None or len(table) < offset + length:
             longest = self.factors.original_length if window == "short" else offset + length

@@ -14,6 +14,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.search.evolution import EvolutionSettings
+from megatron_longrope2.search.learner import DifferentiableLoss, GradientSettings
 from megatron_longrope2.search.objective import Objective, ObjectiveKind, Scorer
 from megatron_longrope2.search.space import SearchDims, SearchSpace, SpaceKind
 
@@ -26,16 +27,19 @@ class SearchSettings:
 
     Attributes:
         load: Megatron checkpoint. books: where needles are hidden. output: folder of the results.
-        target_length: tokens. samples, needle_depths: of the objective.
+        target_length: tokens.
+        samples, needle_depths: of the objective; the gradient search checks itself on these needles.
         held_out_books: of the final comparison; None: the same books. held_out_samples: 0 for none.
-        max_evaluations: candidates. max_minutes: of this run.
+        evolution, gradient: of the algorithm; both take their seed from `evolution`.
+        recompute_activations: in the backward pass, layer by layer (gradient).
+        max_evaluations: candidates (evolution). max_minutes: of this run.
     """
 
     load: Path
     books: Path
     output: Path
     target_length: int
-    algorithm: Literal["evolution"] = "evolution"
+    algorithm: Literal["evolution", "gradient"] = "evolution"
     samples: int = 10
     needle_depths: tuple[float, ...] = (0.0,)
     needles_per_document: int = 1
@@ -45,6 +49,8 @@ class SearchSettings:
     dims: SearchDims = "critical"
     fix_attention_factor: bool = False
     evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
+    gradient: GradientSettings = field(default_factory=GradientSettings)
+    recompute_activations: bool = True
     init_factors: tuple[str, ...] = ()
     prune: bool = True
     max_evaluations: int | None = None
@@ -66,6 +72,8 @@ class SearchSettings:
                 f"--max-evaluations: {self.max_evaluations} does not cover the first generation of "
                 f"{self.evolution.population}; raise it or lower --population"
             )
+        if self.algorithm == "gradient" and self.objective != "needle":
+            raise InputError(f"--objective: {self.objective}: factors are learned on needles; use needle")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise InputError(f"--max-minutes: {self.max_minutes:g} is no time; use more than 0")
 
@@ -75,8 +83,10 @@ class Cost:
     """What a search has spent, over all its runs.
 
     Attributes:
-        candidates: individuals proposed. evaluations: (candidate, sample) pairs scored.
-        pruned: pairs that exact pruning saved. failed: candidates whose loss was NaN or infinite.
+        candidates: individuals proposed (gradient: factors checked).
+        evaluations: (candidate, sample) pairs scored. pruned: pairs that exact pruning saved.
+        failed: candidates, or skipped steps of the gradient search, whose loss was NaN or infinite.
+        steps: of the gradient search, all starts together. training_samples: needle documents in them.
         seconds: wall-clock, without loading the model.
     """
 
@@ -84,6 +94,8 @@ class Cost:
     evaluations: int = 0
     pruned: int = 0
     failed: int = 0
+    steps: int = 0
+    training_samples: int = 0
     seconds: float = 0.0
 
 
@@ -109,6 +121,7 @@ class Job:
     """A search on a loaded model, on every rank.
 
     Attributes:
+        loss: what the gradient search minimises.
         sampler: of the search's needles, with training keys.
         given: warm starts.
         fingerprint: what a state must agree with to be resumed.
@@ -116,6 +129,7 @@ class Job:
 
     settings: SearchSettings
     scorer: Scorer
+    loss: DifferentiableLoss
     space: SearchSpace
     sampler: NeedleSampler
     objective: Objective

@@ -43,7 +43,9 @@ def write_results(
     write_json(output / "search.json", report)
     write_text(output / "search.md", _markdown(report))
     _save(_plot_factors(methods, job.space.critical_dims[-1]), output / "factors.png")
-    if job.settings.algorithm == "evolution":
+    if job.settings.algorithm == "gradient":
+        _save(_plot_learning(outcome.history), output / "learning.png")
+    else:
         _save(_plot_fitness(outcome.history), output / "fitness.png")
         _save(_plot_critical_dims(outcome.history, job.space.critical_dims), output / "critical_dims.png")
     return report
@@ -76,14 +78,12 @@ def _report(job: Job, outcome: Outcome, held_out: dict[str, Any] | None) -> dict
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    cost = report["cost"]
     lines = [
         f"# Factor search ({report['algorithm']})",
         "",
         f"Perplexity on the search set {report['perplexity']:.4f}, critical dimension "
         f"{report['critical_dim']} (theoretical: {report['theoretical_critical_dim']}).",
-        f"{cost['candidates']} candidates, {cost['evaluations']} evaluations in {cost['seconds']:.0f} s; "
-        f"pruning saved {cost['saved']:.0%} of the evaluations; {cost['failed']} candidates failed (NaN).",
+        _spent(report),
     ]
     if not report["finished"]:
         lines.append("A budget ended the search early; the same command with a larger one continues it.")
@@ -101,6 +101,35 @@ def _markdown(report: dict[str, Any]) -> str:
             difference = f"{against['delta_nll']:+.3f} ± {against['ci95']:.3f}" if against else "(the winner)"
             lines.append(f"| {name} | {row['perplexity']:.3f} | {difference} |")
     return "\n".join(lines) + "\n"
+
+
+def _spent(report: dict[str, Any]) -> str:
+    cost = report["cost"]
+    if report["algorithm"] == "gradient":
+        provenance = report["factors"]["provenance"]
+        return (
+            f"Learned from {provenance['start']}: {cost['steps']} steps of all starts on "
+            f"{cost['training_samples']} needle documents, {cost['evaluations']} evaluations to check them, "
+            f"in {cost['seconds']:.0f} s; {cost['failed']} steps skipped (NaN)."
+        )
+    return (
+        f"{cost['candidates']} candidates, {cost['evaluations']} evaluations in {cost['seconds']:.0f} s; "
+        f"pruning saved {cost['saved']:.0%} of the evaluations; {cost['failed']} candidates failed (NaN)."
+    )
+
+
+def _plot_learning(history: list[dict[str, Any]]) -> Figure:
+    """Loss of the fresh needles, thin, and perplexity of the validation needles, for each start."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for number, start in enumerate(dict.fromkeys(entry["start"] for entry in history)):
+        mine = [entry for entry in history if entry["start"] == start]
+        steps = [(entry["step"], perplexity(entry["loss"])) for entry in mine if "loss" in entry]
+        checks = [(entry["step"], perplexity(entry["validation"])) for entry in mine if "validation" in entry]
+        axes.plot(*zip(*steps, strict=True), color=f"C{number}", linewidth=0.6, alpha=0.5)
+        axes.plot(*zip(*checks, strict=True), color=f"C{number}", marker="o", label=start)
+    axes.set(xlabel="step", ylabel="perplexity (points: validation needles)", yscale="log")
+    axes.legend()
+    return figure
 
 
 def _plot_fitness(history: list[dict[str, Any]]) -> Figure:

@@ -15,14 +15,16 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 from megatron_longrope2.search.evolve import evolve
+from megatron_longrope2.search.gradient import learn
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, score_samples
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings, objective_digest, on_main
+from megatron_longrope2.search.model_loss import ModelLoss
 from megatron_longrope2.search.objective import Objective, Sample, document_samples, make_objective
 from megatron_longrope2.search.report import write_results
 from megatron_longrope2.search.scoring import ModelScorer
 from megatron_longrope2.search.space import SearchSpace
 
-ALGORITHMS: dict[str, Callable[[Job], Outcome]] = {"evolution": evolve}
+ALGORITHMS: dict[str, Callable[[Job], Outcome]] = {"evolution": evolve, "gradient": learn}
 
 HELD_OUT_SEED = 1_000_003
 """Added to the seed for the held-out needles: other values and places, and keys of the other pool."""
@@ -61,8 +63,7 @@ def prepare(settings: SearchSettings) -> Job:
         pipeline_model_parallel_size=settings.pipeline_model_parallel_size,
         context_parallel_size=settings.context_parallel_size,
         params_dtype=torch.bfloat16 if settings.bf16 else torch.float32,
-        # The fused kernel cannot apply an attention factor.
-        extra_arguments=("--no-rope-fusion",),
+        extra_arguments=_megatron_arguments(settings),
     )
     rope = model.factors
     space = SearchSpace(
@@ -95,12 +96,21 @@ def prepare(settings: SearchSettings) -> Job:
     return Job(
         settings=settings,
         scorer=ModelScorer(model),
+        loss=ModelLoss(model),
         space=space,
         sampler=sampler,
         objective=objective,
         given=given,
         fingerprint=_fingerprint(settings, space, objective, given, model),
     )
+
+
+def _megatron_arguments(settings: SearchSettings) -> tuple[str, ...]:
+    # The fused kernel cannot apply an attention factor, and has no gradient for the angles.
+    arguments = "--no-rope-fusion --attention-dropout 0 --hidden-dropout 0"
+    if settings.algorithm == "gradient" and settings.recompute_activations:
+        arguments += " --recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+    return tuple(arguments.split())
 
 
 def _objective(settings: SearchSettings, model: LoadedModel, sampler: NeedleSampler) -> Objective:
@@ -123,13 +133,20 @@ def _fingerprint(
     model: LoadedModel,
 ) -> dict[str, Any]:
     """What decides the result; parallel sizes and budgets do not."""
+    if settings.algorithm == "gradient":
+        own = {
+            "gradient": asdict(settings.gradient) | {"seed": settings.evolution.seed},
+            "needles_per_document": settings.needles_per_document,
+        }
+    else:
+        own = {"evolution": asdict(settings.evolution)}
     return {
         "algorithm": settings.algorithm,
         "model": str(Path(settings.load).resolve()),
         "iteration": int(model.args.iteration),
         "dtype": "bfloat16" if settings.bf16 else "float32",
         "space": asdict(space),
-        "evolution": asdict(settings.evolution),
+        **own,
         "objective": settings.objective,
         "samples": objective_digest(objective),
         "init_factors": [list(factors.long_factor) for factors in given],

@@ -82,14 +82,19 @@ def token_losses(model: GPTModel, local: LocalSample, vocab_size: int, restrict:
         float32 [n] on the last stage, else hidden states for the next one. Differentiable.
     """
     restrict = restrict and can_restrict(model, len(local.rows))
+    with only_rows(model, local.rows) if restrict else nullcontext():
+        return stage_output(model, local, vocab_size, restrict)
+
+
+def stage_output(model: GPTModel, local: LocalSample, vocab_size: int, restricted: bool) -> Tensor:
+    """What `token_losses` returns; `restricted` tells whether it is called within `only_rows`."""
     processor = partial(
         _nll_of_rows,
-        rows=None if restrict else local.rows,
+        rows=None if restricted else local.rows,
         scored_labels=local.labels,
         vocab_size=vocab_size,
     )
-    with only_rows(model, local.rows) if restrict else nullcontext():
-        return model(local.tokens, local.positions, None, output_processor=processor)
+    return model(local.tokens, local.positions, None, output_processor=processor)
 
 
 def _nll_of_rows(

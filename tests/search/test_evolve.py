@@ -54,6 +54,7 @@ def _job(output: Path, scorer: _ToyScorer, space: str = "paper", seed: int = 0, 
     return Job(
         settings=settings,
         scorer=scorer,
+        loss=None,
         space=SearchSpace(10000.0, 64, 256, 2048, space),
         sampler=None,
         objective=Objective(samples, (0.01,) * SAMPLES),

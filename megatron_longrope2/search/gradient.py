@@ -1,0 +1,230 @@
+"""The gradient search on a model: starts advanced in turn, dropped when they fall behind, with resuming."""
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.rope import RopeFactors, make_factors, yarn_attention_factor
+from megatron_longrope2.search.job import Cost, Job, Outcome
+from megatron_longrope2.search.learned import as_learned
+from megatron_longrope2.search.learner import Checked, Learner
+from megatron_longrope2.search.objective import Sample, perplexity
+from megatron_longrope2.search.tracking import Tracker
+
+ROUNDS = 8
+"""Equal parts of the steps; after each, every start is checked and the worse half is dropped."""
+
+TRAINING_INDEX = 1_000_000
+"""Number of the first training needle: validation needles are those from 0 on."""
+
+SAVE_SECONDS = 2.0
+"""The state is written after every check, and after a step once this much time has passed."""
+
+
+def learn(job: Job) -> Outcome:
+    """Learn the factors by gradient on fresh needles, from the saved state if there is one.
+
+    The job's objective is the validation set: no step is taken on it. What does best there wins, and the
+    starts themselves compete, so the result is never worse than the best of them.
+
+    Raises:
+        InputError: no start, a state of another search, or losses that stay NaN.
+    """
+    return _Run(job).run()
+
+
+class _Run:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.settings = job.settings.gradient
+        curriculum = self.settings.length_curriculum
+        if curriculum is not None and not job.space.original_length < curriculum <= job.space.target_length:
+            raise InputError(
+                f"--length-curriculum: {curriculum} is not above the original length "
+                f"{job.space.original_length} and at most the target length {job.space.target_length}"
+            )
+        self.cost = Cost()
+        self.history: list[dict[str, Any]] = []
+        self.round = 1
+        self.saved = time.monotonic()
+        state = job.load_state()
+        if state is not None:
+            self.cost = Cost(**state["cost"])
+            self.history = state["history"]
+            self.round = state["round"]
+        self.earlier = self.cost.seconds
+        if state is None:
+            self.learners = self._starts()
+        else:
+            self.learners = [Learner.restored(one, self.settings) for one in state["learners"]]
+
+    def run(self) -> Outcome:
+        finished = True
+        with (
+            tqdm(total=self._most(), desc="learning", unit="step", disable=not self.job.is_main) as bar,
+            Tracker(self.job.settings.output, self.cost.steps, self.job.is_main) as tracker,
+        ):
+            bar.update(self.cost.steps)
+            while self.round <= ROUNDS:
+                if self.job.out_of_time():
+                    finished = False
+                    break
+                self._advance(tracker)
+                bar.update(self.cost.steps - bar.n)
+                best = min(self.learners, key=lambda one: one.best.nll)
+                bar.set_postfix(best=best.name, best_ppl=f"{perplexity(best.best.nll):.3f}")
+        self._save()
+        return self._outcome(finished)
+
+    # Starts
+
+    def _starts(self) -> list[Learner]:
+        """One learner a start, each with the better of its attention factors."""
+        options = self._start_options()
+        if not options:
+            raise InputError("--starts: there is none; name a method or give --init-factors")
+        flat = [factors for several in options.values() for factors in several]
+        scores = iter(self._validate(flat))
+        learners = []
+        for name, several in options.items():
+            # Lazily: a start takes as many scores as it has options.
+            factors, nll = min(zip(several, scores, strict=False), key=lambda pair: pair[1])
+            learners.append(Learner(name, factors, self.settings, Checked(nll, factors)))
+            self.history.append({"start": name, "step": 0, "validation": nll})
+        return learners
+
+    def _start_options(self) -> dict[str, list[RopeFactors]]:
+        """The starts by name; those without an attention factor of their own also with YaRN's, to choose."""
+        space, learning = self.job.space, self.settings.learn_attention_factor
+        temperatures = [1.0, yarn_attention_factor(space.scale)] if learning else [1.0]
+        options: dict[str, list[RopeFactors]] = {}
+        for method in dict.fromkeys(self.settings.starts):
+            factors = make_factors(
+                method,
+                rope_base=space.rope_base,
+                rotary_dim=space.rotary_dim,
+                original_length=space.original_length,
+                target_length=space.target_length,
+            )
+            options[method] = [as_learned(factors, factors.long_factor, one, None) for one in temperatures]
+        for number, factors in enumerate(self.job.given):
+            attention = factors.attention_factor.long if learning else 1.0
+            options[f"given {number}: {factors.method}"] = [
+                replace(
+                    as_learned(factors, factors.long_factor, attention, None),
+                    critical_dim=factors.critical_dim,
+                )
+            ]
+        return options
+
+    # Steps
+
+    def _advance(self, tracker: Tracker) -> None:
+        """A step of the first start that is behind the others; at the end of a round, the checks."""
+        goal = math.ceil(self.settings.steps * self.round / ROUNDS)
+        behind = [learner for learner in self.learners if learner.step < goal]
+        if behind:
+            self._step(behind[0], tracker)
+            if time.monotonic() - self.saved > SAVE_SECONDS:
+                self._save()
+            return
+        current = [learner.learned.to_factors() for learner in self.learners]
+        for learner, factors, nll in zip(self.learners, current, self._validate(current), strict=True):
+            self.history.append({"start": learner.name, "step": learner.step, "validation": nll})
+            tracker.log(learner.step, {f"validation_perplexity/{learner.name}": perplexity(nll)})
+            if nll < learner.best.nll:
+                learner.best = Checked(nll, factors)
+        ranked = sorted(self.learners, key=lambda one: one.best.nll)
+        kept = ranked[: (len(ranked) + 1) // 2]
+        self.learners = [learner for learner in self.learners if learner in kept]
+        self.round += 1
+        self._save()
+
+    def _step(self, learner: Learner, tracker: Tracker) -> None:
+        samples = self._needles(learner.step)
+        loss = self.job.loss(learner.learned, samples)
+        norm = learner.update(loss)
+        self.cost.steps += 1
+        self.cost.failed += math.isnan(norm)
+        self.cost.training_samples += len(samples)
+        entry = {"start": learner.name, "step": learner.step, "tokens": len(samples[0].tokens)}
+        attention = float(learner.learned.attention_factor())
+        # JSON has no NaN: a skipped step has neither loss nor norm.
+        values = {} if math.isnan(norm) else {"loss": loss, "gradient_norm": norm}
+        self.history.append({**entry, **values, "attention_factor": attention})
+        tracker.log(learner.step, {f"{name}/{learner.name}": value for name, value in values.items()})
+
+    def _needles(self, step: int) -> list[Sample]:
+        """Fresh needles of a step, the same for every start: half of them at the start, half anywhere."""
+        settings, sampler = self.settings, self.job.sampler
+        multiple = 2 * self.job.settings.context_parallel_size
+        length = settings.length(step, self.job.space.target_length, multiple)
+        samples = []
+        for number in range(step * settings.batch_size, (step + 1) * settings.batch_size):
+            depth = random.Random(f"depth/{sampler.seed}/{number}").random() if number % 2 else 0.0
+            samples.append(Sample.from_needle(sampler.sample(TRAINING_INDEX + number, length, depth)))
+        return samples
+
+    def _validate(self, candidates: Sequence[RopeFactors]) -> list[float]:
+        """Each candidate's loss on the validation needles, infinite where it is NaN."""
+        objective = self.job.objective
+        pairs = [(factors, sample) for factors in candidates for sample in objective.samples]
+        losses: list[float] = []
+        for start in range(0, len(pairs), self.job.scorer.workers):
+            losses += self.job.scorer(pairs[start : start + self.job.scorer.workers])
+        self.cost.candidates += len(candidates)
+        self.cost.evaluations += len(pairs)
+        count = len(objective.samples)
+        scores = [
+            math.fsum(
+                weight * loss for weight, loss in zip(objective.weights, losses[at : at + count], strict=True)
+            )
+            for at in range(0, len(losses), count)
+        ]
+        return [score if math.isfinite(score) else math.inf for score in scores]
+
+    def _most(self) -> int:
+        """Steps of all starts to the end."""
+        steps, starts = 0, len(self.settings.starts) + len(self.job.given)
+        for number in range(ROUNDS):
+            first, last = (math.ceil(self.settings.steps * (number + end) / ROUNDS) for end in (0, 1))
+            steps += starts * (last - first)
+            starts = (starts + 1) // 2
+        return steps
+
+    # Results
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        self.cost.seconds = self.earlier + self.saved - self.job.started
+        self.job.save_state(
+            {
+                "learners": [learner.state() for learner in self.learners],
+                "history": self.history,
+                "round": self.round,
+                "cost": asdict(self.cost),
+            }
+        )
+
+    def _outcome(self, finished: bool) -> Outcome:
+        winner = min(self.learners, key=lambda one: one.best.nll)
+        settings = self.job.settings
+        provenance = {
+            "seed": settings.evolution.seed,
+            "objective": settings.objective,
+            "start": winner.name,
+            "steps": winner.step,
+            "samples": len(self.job.objective.samples),
+            "perplexity": perplexity(winner.best.nll),
+            "model": str(settings.load),
+            "finished": finished,
+        }
+        best = winner.best.factors
+        factors = as_learned(best, best.long_factor, best.attention_factor.long, provenance)
+        return Outcome(factors, perplexity(winner.best.nll), finished, self.history, self.cost)
