@@ -1,0 +1,77 @@
+"""A parallel layout, and all those that a model and a length admit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_longrope2.planning.model import ModelShape
+
+Recompute = Literal["none", "mlp", "full"]
+
+RECOMPUTE_ARGUMENTS: dict[Recompute, str] = {
+    "none": "",
+    "mlp": "--recompute-granularity selective --recompute-modules mlp",
+    "full": "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is shared among GPUs. Sequence parallelism is on where `tensor` > 1; micro-batches are 1.
+
+    Attributes:
+        tensor, context, pipeline, data: sizes of the parallel groups.
+        recompute: what the backward pass computes again: nothing, every MLP, or every layer.
+    """
+
+    tensor: int
+    context: int
+    pipeline: int
+    data: int
+    recompute: Recompute
+
+    @property
+    def gpus(self) -> int:
+        """All of them."""
+        return self.tensor * self.context * self.pipeline * self.data
+
+    def arguments(self) -> str:
+        """Megatron's command line for it."""
+        parts = [
+            f"--tensor-model-parallel-size {self.tensor}",
+            "--sequence-parallel" if self.tensor > 1 else "",
+            f"--context-parallel-size {self.context}",
+            f"--pipeline-model-parallel-size {self.pipeline}",
+            "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+            RECOMPUTE_ARGUMENTS[self.recompute],
+        ]
+        return " ".join(part for part in parts if part)
+
+
+def layouts(
+    model: ModelShape, length: int, gpus: int, gpus_per_node: int, global_batch_size: int
+) -> Iterator[Layout]:
+    """Every layout of the GPUs that Megatron and mixed windows accept.
+
+    Tensor parallelism divides the query groups and stays inside a node; pipeline stages are equal; both
+    windows are multiples of 2 x CP (the long one also x TP); the global batch is a multiple of DP.
+    """
+    for tensor in _divisors(model.num_query_groups):
+        for context in _divisors(gpus):
+            for pipeline in _divisors(model.num_layers):
+                data, rest = divmod(gpus, tensor * context * pipeline)
+                chunk = 2 * context if context > 1 else 1
+                if (
+                    rest
+                    or tensor > gpus_per_node
+                    or global_batch_size % data
+                    or length % (chunk * tensor)
+                    or model.original_length % chunk
+                ):
+                    continue
+                for recompute in RECOMPUTE_ARGUMENTS:
+                    yield Layout(tensor, context, pipeline, data, recompute)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,0 +1,106 @@
+"""Memory of a GPU in bf16 training with float32 master weights and Adam. docs/training.md has the formulas.
+
+Weights and optimizer follow `megatron.training.theoretical_memory_usage`, whose figures the tests compare
+with; activations are counted tensor by tensor, because upstream's count knows neither gated MLPs, grouped
+queries, context parallelism nor recomputation.
+"""
+
+from dataclasses import dataclass
+
+from megatron_longrope2.planning.layout import Layout
+from megatron_longrope2.planning.model import ModelShape
+
+GIB = 2**30
+BF16, FLOAT32 = 2, 4
+
+LOGIT = BF16 + FLOAT32 + BF16
+"""Bytes a logit: itself, the float32 softmax that the loss keeps, and its gradient."""
+
+PARAMETER = BF16 + FLOAT32
+"""Bytes a parameter on every rank: itself and its float32 gradient."""
+
+OPTIMIZER = 3 * FLOAT32
+"""Bytes a parameter that the distributed optimizer shares out: master copy and Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest GPU."""
+
+    weights_and_optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it; what CUDA, NCCL and fragmentation take is not in it."""
+        return self.weights_and_optimizer + self.activations + self.logits
+
+
+def peak_memory(model: ModelShape, layout: Layout, length: int, micro_batches: int) -> Memory:
+    """Memory of the fullest pipeline stage: the first (most micro-batches in flight) or the last (logits).
+
+    Args:
+        length: tokens of a segment.
+        micro_batches: of a global batch on one data-parallel rank.
+    """
+    first = _stage(model, layout, length, min(layout.pipeline, micro_batches), last=layout.pipeline == 1)
+    last = _stage(model, layout, length, 1, last=True)
+    return max(first, last, key=lambda memory: memory.total)
+
+
+def _stage(model: ModelShape, layout: Layout, length: int, in_flight: int, *, last: bool) -> Memory:
+    layers = model.num_layers // layout.pipeline
+    kept = layers * in_flight * layer_activations(model, layout, length)
+    tokens = length / layout.context
+    logits = 0.0
+    if last:
+        # The last layer's output and its norm's, then the logits.
+        kept += 2 * BF16 * tokens * model.hidden_size / layout.tensor
+        logits = LOGIT * tokens * model.vocab_size / layout.tensor
+    return Memory(
+        weights_and_optimizer=weights_and_optimizer(model, layout),
+        activations=kept + working_activations(model, layout, length),
+        logits=logits,
+    )
+
+
+def weights_and_optimizer(model: ModelShape, layout: Layout) -> float:
+    """Bytes on the fullest rank, as upstream's `compute_weight_and_optimizer_memory` counts them.
+
+    The one difference: the distributed optimizer shares its states out over data- and context-parallel ranks.
+    """
+    layers = model.num_layers / layout.pipeline
+    sharded = layers * (model.attention_parameters + model.mlp_parameters) + model.embedding_parameters
+    if layout.pipeline == 1 and not model.tied:
+        sharded += model.embedding_parameters
+    replicated = (2 * model.num_layers + 1) * model.hidden_size / layout.pipeline
+    parameters = sharded / layout.tensor + replicated
+    return parameters * (PARAMETER + OPTIMIZER / (layout.data * layout.context))
+
+
+def layer_activations(model: ModelShape, layout: Layout, length: int) -> float:
+    """Bytes that one layer keeps for its backward pass, of one micro-batch."""
+    return length / layout.context / layout.tensor * _kept(model)[layout.recompute]
+
+
+def working_activations(model: ModelShape, layout: Layout, length: int) -> float:
+    """Bytes beside: what the layer in its backward pass computes again, its gradients, gathered sequences."""
+    tokens = length / layout.context
+    kept = _kept(model)
+    again = kept["none"] - kept[layout.recompute]
+    gradients = BF16 * (3 * model.ffn_hidden_size + model.hidden_size)
+    # Sequence parallelism gathers a layer's input and its gradient; the ring brings keys and values.
+    gathered = 2 * BF16 * model.hidden_size if layout.tensor > 1 else 0
+    passed_on = 4 * BF16 * model.key_value_size / layout.tensor if layout.context > 1 else 0
+    return tokens * ((again + gradients) / layout.tensor + gathered + passed_on)
+
+
+def _kept(model: ModelShape) -> dict[str, float]:
+    """Bytes a token of one layer, all tensor-parallel ranks together, for each kind of recomputation."""
+    hidden, query, key_value = model.hidden_size, model.query_size, model.key_value_size
+    # Layer input, normed input, queries, keys and values, attention's output and its log-sums, residual.
+    attention = BF16 * (3 * hidden + 2 * query + 2 * key_value) + FLOAT32 * model.num_attention_heads
+    # Normed residual, gate and up projections, their product.
+    mlp = BF16 * (hidden + 3 * model.ffn_hidden_size)
+    return {"none": attention + mlp, "mlp": attention, "full": BF16 * hidden}

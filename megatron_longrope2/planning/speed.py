@@ -1,0 +1,206 @@
+"""Time of a training step, from arithmetic and traffic. docs/training.md has the formulas.
+
+Floating-point operations are counted as Megatron's `num_floating_point_operations` does (the tests compare),
+plus what recomputation repeats. Times are sums of what cannot overlap.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_longrope2.planning.layout import Layout
+from megatron_longrope2.planning.memory import BF16, FLOAT32
+from megatron_longrope2.planning.model import ModelShape
+
+DRAWS = 10
+"""Simulated global batches: how windows fall on data-parallel ranks and pipeline stages."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU does in practice.
+
+    Attributes:
+        peak: dense bf16 operations a second.
+        linear, attention: shares of the peak that matrix products and flash attention reach.
+        node_bandwidth, network_bandwidth: bytes a second and direction of one GPU, inside and between nodes.
+    """
+
+    name: str
+    peak: float
+    linear: float
+    attention: float
+    node_bandwidth: float
+    network_bandwidth: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100", 312e12, 0.65, 0.55, 240e9, 20e9),
+        Gpu("h100", 989e12, 0.60, 0.50, 360e9, 40e9),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one optimizer step.
+
+    Attributes:
+        linear, attention: arithmetic.
+        tensor, context, data: traffic of each kind of parallelism that arithmetic does not hide.
+        imbalance: waiting for the data-parallel rank that drew the most long segments.
+        bubble: idle pipeline stages, uneven micro-batches included.
+    """
+
+    linear: float
+    attention: float
+    tensor: float
+    context: float
+    data: float
+    imbalance: float
+    bubble: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return sum(vars(self).values())
+
+
+def linear_operations(model: ModelShape, tokens: float) -> float:
+    """Forward and backward through all matrices that tokens pass, output layer included."""
+    layer = model.attention_parameters + model.mlp_parameters
+    return 6 * tokens * (model.num_layers * layer + model.embedding_parameters)
+
+
+def attention_operations(model: ModelShape, squared_lengths: float) -> float:
+    """Forward and backward of causal attention; `squared_lengths` is the sum over spans of tokens squared."""
+    return 6 * squared_lengths * model.query_size * model.num_layers
+
+
+def step_time(
+    model: ModelShape,
+    layout: Layout,
+    gpu: Gpu,
+    *,
+    length: int,
+    global_batch_size: int,
+    long_share: float,
+    gpus_per_node: int,
+) -> Step:
+    """Time of a step whose long segments are one span each and whose short ones hold spans of full length.
+
+    Args:
+        length: tokens of a segment.
+        long_share: of the segments that belong to the long window.
+    """
+    short_span = min(model.original_length, length)
+    long = _micro_batch(model, layout, gpu, length, length, gpus_per_node)
+    short = _micro_batch(model, layout, gpu, length, short_span, gpus_per_node)
+    segments = global_batch_size / layout.data
+    mean = {name: segments * (long_share * long[name] + (1 - long_share) * short[name]) for name in long}
+    costs = np.full(global_batch_size, sum(short.values()))
+    costs[: round(global_batch_size * long_share)] = sum(long.values())
+    busiest, longest = schedule(costs, layout.data, layout.pipeline)
+    return Step(
+        **mean,
+        data=_data_traffic(model, layout, gpu),
+        imbalance=max(0.0, busiest - sum(mean.values())),
+        bubble=longest - busiest,
+    )
+
+
+def schedule(costs: np.ndarray, ranks: int, stages: int) -> tuple[float, float]:
+    """Deal micro-batches out at random and run them one-forward-one-backward on every data-parallel rank.
+
+    Args:
+        costs: seconds of each micro-batch of the global batch on one pipeline stage.
+        ranks, stages: data-parallel ranks and pipeline stages.
+
+    Returns:
+        Arithmetic of the busiest rank, and the time until the last rank is done: means over draws, seconds.
+    """
+    rng = np.random.default_rng(0)
+    busiest, longest = [], []
+    for _ in range(DRAWS):
+        dealt = rng.permutation(costs).reshape(ranks, -1)
+        busiest.append(dealt.sum(1).max())
+        longest.append(max(_one_forward_one_backward(rank.tolist(), stages) for rank in dealt))
+    return float(np.mean(busiest)), float(np.mean(longest))
+
+
+def _one_forward_one_backward(costs: list[float], stages: int) -> float:
+    """Time of Megatron's schedule without interleaving; a backward pass takes twice its forward pass."""
+    if stages == 1:
+        return sum(costs)
+    count = len(costs)
+    orders = []
+    for stage in range(stages):
+        ahead = min(stages - 1 - stage, count)
+        steady = [step for i in range(count - ahead) for step in ((True, ahead + i), (False, i))]
+        orders.append(
+            [
+                *((True, i) for i in range(ahead)),
+                *steady,
+                *((False, i) for i in range(count - ahead, count)),
+            ]
+        )
+    done: dict[tuple[int, bool, int], float] = {}
+    free, places = [0.0] * stages, [0] * stages
+    while any(place < 2 * count for place in places):
+        for stage, order in enumerate(orders):
+            while places[stage] < 2 * count:
+                forward, i = order[places[stage]]
+                before = stage - 1 if forward else stage + 1
+                ready = 0.0
+                if 0 <= before < stages:
+                    if (before, forward, i) not in done:
+                        break
+                    ready = done[before, forward, i]
+                free[stage] = max(free[stage], ready) + costs[i] * (1 if forward else 2) / 3
+                done[stage, forward, i] = free[stage]
+                places[stage] += 1
+    return max(free)
+
+
+def _micro_batch(
+    model: ModelShape, layout: Layout, gpu: Gpu, length: int, span: int, gpus_per_node: int
+) -> dict[str, float]:
+    """Seconds that one segment takes on one pipeline stage."""
+    share = layout.tensor * layout.context * layout.pipeline
+    linear = linear_operations(model, length)
+    attention = attention_operations(model, length * span)
+    layer = model.attention_parameters + model.mlp_parameters
+    again = {"none": 0, "mlp": model.mlp_parameters, "full": layer}[layout.recompute]
+    linear += 2 * length * model.num_layers * again
+    # Flash attention computes the scores again in its backward pass: 7 products where 6 count.
+    attention *= 7 / 6 + (1 / 3 if layout.recompute == "full" else 0)
+    linear_time = linear / share / (gpu.peak * gpu.linear)
+    attention_time = attention / share / (gpu.peak * gpu.attention)
+    tokens = length / layout.context
+    layers = model.num_layers / layout.pipeline
+
+    # Gathers and scatters of a layer's sequence: 4 forward, 6 backward (inputs are gathered again).
+    passes = 10 + (4 if layout.recompute == "full" else 0)
+    sequence = BF16 * tokens * model.hidden_size * (layout.tensor - 1) / layout.tensor
+    tensor_time = layers * passes * sequence / gpu.node_bandwidth
+
+    # Keys and values go round the ring forward, and with their gradients backward, behind the arithmetic.
+    inside = layout.tensor * layout.context <= gpus_per_node
+    bandwidth = gpu.node_bandwidth if inside else gpu.network_bandwidth
+    rounds = (layout.context - 1) * (3 + (1 if layout.recompute == "full" else 0))
+    ring = layers * rounds * 2 * BF16 * tokens * model.key_value_size / layout.tensor / bandwidth
+    return {
+        "linear": linear_time,
+        "attention": attention_time,
+        "tensor": tensor_time,
+        "context": max(0.0, ring - attention_time),
+    }
+
+
+def _data_traffic(model: ModelShape, layout: Layout, gpu: Gpu) -> float:
+    """Gradients are scattered in float32, parameters gathered in bf16; taken as not overlapped."""
+    ranks = layout.data * layout.context
+    parameters = model.parameters / (layout.tensor * layout.pipeline)
+    return (FLOAT32 + BF16) * parameters * (ranks - 1) / ranks / gpu.network_bandwidth

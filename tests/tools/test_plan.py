@@ -1,0 +1,37 @@
+"""The planner's command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_longrope2.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.plan", *map(str, options)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_table_recommendation_and_json(tmp_path: Path) -> None:
+    finished = run("--model", "phi3-mini", "--gpus", 16, "--output", tmp_path / "plan.json", "--top", 3)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert lines[0].split()[:4] == ["TP", "CP", "PP", "DP"]
+    assert len(lines[: lines.index("")]) == 1 + 3
+    written = read_json(tmp_path / "plan.json")
+    assert f"recommended: {written['layouts'][0]['arguments']}" in lines
+    assert written["job"]["gpus"] == 16
+
+
+def test_bad_input_is_one_line() -> None:
+    finished = run("--model", "llama3-70b", "--gpus", 1)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: memory: no layout of 1 GPUs fits into 90% of 80 GiB")
+    assert finished.stderr.count("\n") == 1
