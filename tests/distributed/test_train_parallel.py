@@ -30,6 +30,7 @@ PARALLEL = {
         ],
         "CP2": ["--context-parallel-size", "2"],
         "DP2": [],
+        "DP2 recompute MLPs": ["--recompute-granularity", "selective", "--recompute-modules", "mlp"],
         "CP2 recompute": [
             *("--context-parallel-size", "2", "--recompute-granularity", "full"),
             *("--recompute-method", "uniform", "--recompute-num-layers", "1"),

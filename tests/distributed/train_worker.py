@@ -89,7 +89,9 @@ def one_step() -> dict[str, Any]:
 def losses(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """What is logged of losses and tokens, averaged as upstream's train_step does."""
     result = {}
-    for key in (reports[0].keys() - {"tokens per second"}) if reports else ():
+    for key in reports[0] if reports else ():
+        if key == "tokens per second":
+            continue
         total = torch.stack([report[key].view(-1) for report in reports]).sum(0).double()
         torch.distributed.all_reduce(total, group=mpu.get_data_parallel_group(with_context_parallel=True))
         result[key] = float(total[0] / total[1])
