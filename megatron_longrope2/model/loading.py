@@ -1,10 +1,13 @@
 """A Megatron model from a checkpoint, for all that is not the trainer: search, evaluation, verification."""
 
+import logging
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +79,29 @@ def load_model(
         *(("--rope-factors", str(rope_factors)) if rope_factors is not None else ()),
         *extra_arguments,
     ]
-    with _command_line(arguments):
+    with _command_line(arguments), _quiet():
         args = parse_model_arguments()
-    initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
-    config = model_config(args)
-    builder: Any = config.get_builder_cls()(config)
-    chunks = builder.build_distributed_models(
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
-    )
-    load_checkpoint(chunks, None, None)
+        initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
+        config = model_config(args)
+        builder: Any = config.get_builder_cls()(config)
+        chunks = builder.build_distributed_models(
+            pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+        )
+        load_checkpoint(chunks, None, None)
     chunks = unwrap_model(chunks)
     for chunk in chunks:
         chunk.eval()
         chunk.requires_grad_(False)
     return LoadedModel(chunks=chunks, args=args, factors=factors_of(args))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Megatron prints some five hundred arguments and its progress; errors still pass."""
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
