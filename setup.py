@@ -55,6 +55,8 @@ setup(
             "longrope2-needles = megatron_longrope2.tools.make_needles:main",
             "longrope2-search = megatron_longrope2.tools.search_factors:main",
             "longrope2-evaluate = megatron_longrope2.tools.evaluate:main",
+            "longrope2-plan = megatron_longrope2.tools.plan:main",
+            "longrope2-benchmark = megatron_longrope2.tools.benchmark:main",
         ]
     },
 )
