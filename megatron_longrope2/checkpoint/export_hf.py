@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -107,16 +108,23 @@ class MegatronSource:
             InputError: data are missing or damaged, or hold NaN or infinity where that is not allowed.
         """
         for mapping, layer in self._steps():
-            tensor = self.tensors.read(mapping.megatron, layer if mapping.in_layers else None)
-            if not allow_nonfinite and not is_finite(tensor):
-                where = f", layer {layer}" if mapping.in_layers else ""
-                raise InputError(
-                    f"{self.tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
-                    "pass --allow-nonfinite to convert it all the same"
-                )
-            if dtype is not None:
-                tensor = tensor.to(dtype)
-            yield from zip(mapping.hf_names(layer), mapping.to_hf(tensor, self.dims), strict=True)
+            names, row = iter(mapping.hf_names(layer)), 0
+            for block in mapping.blocks(self.dims):
+                if block.split is not None:
+                    index = layer if mapping.in_layers else None
+                    tensor = self.tensors.read(mapping.megatron, index, row, block.rows)
+                    self._check_finite(mapping, layer, tensor, allow_nonfinite)
+                    parts = block.split(tensor if dtype is None else tensor.to(dtype))
+                    yield from zip(islice(names, len(parts)), parts, strict=True)
+                row += block.rows
+
+    def _check_finite(self, mapping: Mapping, layer: int, tensor: Tensor, allow_nonfinite: bool) -> None:
+        if not allow_nonfinite and not is_finite(tensor):
+            where = f", layer {layer}" if mapping.in_layers else ""
+            raise InputError(
+                f"{self.tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
+                "pass --allow-nonfinite to convert it all the same"
+            )
 
     def _steps(self) -> Iterator[tuple[Mapping, int]]:
         """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""

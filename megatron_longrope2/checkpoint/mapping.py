@@ -54,17 +54,19 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class Block:
-    """Some whole rows of a Megatron tensor, which can be made without the others."""
+    """Some whole rows of a Megatron tensor, which are converted without the others."""
 
     rows: int
     sources: tuple[int, ...]
     """Which of a mapping's Hugging Face tensors it is made of."""
     make: Callable[[list[Tensor]], Tensor]
     """The rows, from those tensors; a view of one where possible."""
+    split: Callable[[Tensor], Sequence[Tensor]] | None
+    """Those tensors, from the rows; None where the rows hold nothing of them."""
 
 
-def _unchanged(parts: list[Tensor]) -> Tensor:
-    return parts[0]
+def _same_rows(rows: int, source: int) -> Block:
+    return Block(rows, (source,), lambda parts: parts[0], lambda tensor: (tensor,))
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,18 @@ class Mapping(ABC):
 
     @abstractmethod
     def blocks(self, dims: ModelDims) -> list[Block]:
-        """How the Megatron tensor is made, from its first row to its last."""
-
-    @abstractmethod
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        """The Hugging Face tensors (views where possible), in the order of `hf`."""
+        """The Megatron tensor from first row to last; together they split into all of `hf`, in order."""
 
     def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
         """The whole Megatron tensor from the Hugging Face tensors, in the order of `hf`."""
         return torch.cat([block.make([parts[n] for n in block.sources]) for block in self.blocks(dims)])
+
+    def to_hf(self, tensor: Tensor, dims: ModelDims) -> list[Tensor]:
+        """The Hugging Face tensors, in the order of `hf`, from the whole Megatron tensor."""
+        blocks = self.blocks(dims)
+        rows = tensor.split([block.rows for block in blocks])
+        pairs = zip(blocks, rows, strict=True)
+        return [part for block, some in pairs if block.split is not None for part in block.split(some)]
 
     def hf_names(self, layer: int) -> tuple[str, ...]:
         """Hugging Face names of one layer (`layer` is ignored outside the layers)."""
@@ -128,10 +133,7 @@ class Direct(Mapping):
         return (self.megatron_shape(dims),)
 
     def blocks(self, dims: ModelDims) -> list[Block]:
-        return [Block(self.megatron_shape(dims)[0], (0,), _unchanged)]
-
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:  # noqa: ARG002
-        return (tensor,)
+        return [_same_rows(self.megatron_shape(dims)[0], 0)]
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,10 @@ class Vocabulary(Mapping):
 
     def blocks(self, dims: ModelDims) -> list[Block]:
         padding = dims.padded_vocab_size - dims.vocab_size
-        rows = Block(dims.vocab_size, (0,), _unchanged)
+        rows = _same_rows(dims.vocab_size, 0)
         # Made of the rows only to have their dtype.
-        zeros = Block(padding, (0,), lambda parts: parts[0].new_zeros(padding, dims.hidden_size))
+        zeros = Block(padding, (0,), lambda parts: parts[0].new_zeros(padding, dims.hidden_size), None)
         return [rows, zeros] if padding else [rows]
-
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        return (tensor[: dims.vocab_size],)
 
 
 @dataclass(frozen=True)
@@ -182,10 +181,7 @@ class GatedMLP(Mapping):
         return (shape, shape)
 
     def blocks(self, dims: ModelDims) -> list[Block]:
-        return [Block(dims.ffn_hidden_size, (part,), _unchanged) for part in (0, 1)]
-
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        return tuple(tensor.split(dims.ffn_hidden_size))
+        return [_same_rows(dims.ffn_hidden_size, part) for part in (0, 1)]
 
 
 @dataclass(frozen=True)
@@ -213,12 +209,7 @@ class QKV(Mapping):
         return tuple((rows, *columns) for rows in _qkv_rows(dims))
 
     def blocks(self, dims: ModelDims) -> list[Block]:
-        return [Block(dims.qkv_size, (0, 1, 2), partial(_interleave, dims))]
-
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        grouped = tensor.unflatten(0, (dims.num_query_groups, -1))
-        rows = [size // dims.num_query_groups for size in _qkv_rows(dims)]
-        return tuple(part.flatten(0, 1) for part in grouped.split(rows, dim=1))
+        return [Block(dims.qkv_size, (0, 1, 2), partial(_interleave, dims), partial(_separate, dims))]
 
 
 @dataclass(frozen=True)
@@ -231,12 +222,8 @@ class FusedQKV(Mapping):
     def hf(self) -> tuple[str, ...]:
         return (self.name,)
 
-    @property
-    def _unfused(self) -> QKV:
-        return QKV(self.megatron, "query", "key", "value")
-
     def megatron_shape(self, dims: ModelDims) -> Shape:
-        return self._unfused.megatron_shape(dims)
+        return (dims.qkv_size, dims.hidden_size)
 
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
         return (self.megatron_shape(dims),)
@@ -245,10 +232,10 @@ class FusedQKV(Mapping):
         def interleave(parts: list[Tensor]) -> Tensor:
             return _interleave(dims, parts[0].split(_qkv_rows(dims)))
 
-        return [Block(dims.qkv_size, (0,), interleave)]
+        def separate(tensor: Tensor) -> list[Tensor]:
+            return [torch.cat(_separate(dims, tensor))]
 
-    def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        return (torch.cat(self._unfused.to_hf(tensor, dims)),)
+        return [Block(dims.qkv_size, (0,), interleave, separate)]
 
 
 def _qkv_rows(dims: ModelDims) -> list[int]:
@@ -258,3 +245,9 @@ def _qkv_rows(dims: ModelDims) -> list[int]:
 def _interleave(dims: ModelDims, parts: Sequence[Tensor]) -> Tensor:
     groups = [part.unflatten(0, (dims.num_query_groups, -1)) for part in parts]
     return torch.cat(groups, dim=1).flatten(0, 1)
+
+
+def _separate(dims: ModelDims, tensor: Tensor) -> list[Tensor]:
+    grouped = tensor.unflatten(0, (dims.num_query_groups, -1))
+    rows = [size // dims.num_query_groups for size in _qkv_rows(dims)]
+    return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]

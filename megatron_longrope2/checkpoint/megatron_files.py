@@ -280,15 +280,17 @@ class MegatronTensors:
         """Dtype it was saved in."""
         return self._tensors[name].properties.dtype
 
-    def read(self, name: str, layer: int | None = None) -> Tensor:
-        """One tensor, or one layer of a stacked tensor.
+    def read(self, name: str, layer: int | None, row: int, rows: int) -> Tensor:
+        """Some rows of a tensor, or of one layer of a stacked one: the file's own pages, if in one piece.
 
         Raises:
             InputError: its file is missing or damaged.
         """
         shape, dtype = self.shape(name), self.dtype(name)
-        size = shape if layer is None else (1, *shape[1:])
-        offset = (layer or 0, *(0,) * (len(shape) - 1))
+        if layer is None:
+            offset, size = (row, *(0,) * (len(shape) - 1)), (rows, *shape[1:])
+        else:
+            offset, size = (layer, row, *(0,) * (len(shape) - 2)), (1, rows, *shape[2:])
         wanted = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
         items = create_read_items_for_chunk_list(name, self._tensors[name], [wanted])
         if sum(torch.Size(item.lengths).numel() for item in items) != torch.Size(size).numel():

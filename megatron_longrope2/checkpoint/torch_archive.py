@@ -9,6 +9,7 @@ import mmap
 import pickle
 import struct
 import sys
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -75,7 +76,7 @@ class _LayoutUnpickler(pickle.Unpickler):
 
 
 def map_tensor(path: Path, begin: int, length: int, dtype: torch.dtype) -> Tensor:
-    """The tensor of one archive inside a file, on the file's own pages (copied only when written to).
+    """The tensor of one archive inside a file, on the file's own pages: not to be written to.
 
     Args:
         path: the file.
@@ -87,7 +88,9 @@ def map_tensor(path: Path, begin: int, length: int, dtype: torch.dtype) -> Tenso
     """
     slack = begin % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), length + slack, access=mmap.ACCESS_COPY, offset=begin - slack)
+        # All pages at once: a fault for each would cost as much as reading them.
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        pages = mmap.mmap(file.fileno(), length + slack, flags, mmap.PROT_READ, offset=begin - slack)
     records = {}
     with zipfile.ZipFile(pages) as archive:  # type: ignore[call-overload]
         for info in archive.infolist():
@@ -98,5 +101,7 @@ def map_tensor(path: Path, begin: int, length: int, dtype: torch.dtype) -> Tenso
     start, size = records["data.pkl"]
     offset, shape, stride = _LayoutUnpickler(io.BytesIO(pages[start : start + size])).load()
     start, size = records["data/0"]
-    storage = torch.frombuffer(pages, dtype=dtype, count=size // dtype.itemsize, offset=start)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        storage = torch.frombuffer(pages, dtype=dtype, count=size // dtype.itemsize, offset=start)
     return storage.as_strided(shape, stride, offset)
