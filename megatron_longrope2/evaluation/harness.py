@@ -107,11 +107,16 @@ def _model(folder: str | Path, backend: str, max_length: int, batch_size: int, d
         return VLLM(pretrained=str(folder), max_model_len=max_length, dtype=name, batch_size=batch_size)
     from lm_eval.models.huggingface import HFLM
 
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{folder}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval needs; name one "
+            f"in "
+            "tokenizer_config.json"
+        )
     model: Any = hf.load(folder, dtype=dtype)
     model.to("cuda" if has_gpu() else "cpu")
-    return HFLM(
-        pretrained=model, tokenizer=load_tokenizer(folder), max_length=max_length, batch_size=batch_size
-    )
+    return HFLM(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
 
 
 def _main_value(task: HarnessTask, metrics: dict[str, dict[str, float]]) -> float | None:

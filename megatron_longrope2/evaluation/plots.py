@@ -54,7 +54,8 @@ def _heat_map(axes: Axes, grid: NeedleGrid, original_length: int | None) -> plt.
     values = np.array(grid.table()).T
     image = axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7)
+        colour = "black" if 0.15 < value < 0.85 else "white"
+        axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=45, ha="right")
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     axes.set_xlabel("length (tokens)")

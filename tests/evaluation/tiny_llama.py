@@ -67,10 +67,12 @@ def write_tokenizer(folder: Path, books: Path, texts: Sequence[str] = (), vocab_
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
+    )
     lines = [OPENING, NEEDLE, QUESTION, *key_pool("all"), *texts] * 20
     tokenizer.train_from_iterator([*lines, *(path.read_text() for path in books.iterdir())], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
 
 
 def write_model(folder: Path) -> None:

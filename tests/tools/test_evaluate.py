@@ -1,0 +1,134 @@
+"""The command line from a model folder to a report, in one process, and what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from megatron_longrope2.tools.evaluate import main
+
+from megatron_longrope2.evaluation.records import read_records
+from tests.evaluation.tiny_llama import write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_model(folder)
+    config = json.loads((folder / "hf" / "config.json").read_text())
+    plain = folder / "plain"
+    plain.mkdir()
+    for file in (folder / "hf").iterdir():
+        (plain / file.name).write_bytes(file.read_bytes())
+    for field in ("rope_scaling", "rope_parameters", "original_max_position_embeddings"):
+        config.pop(field, None)
+    config["max_position_embeddings"] = 64
+    (plain / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    main()
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_measures_and_reports_side_by_side(model: Path, monkeypatch, tmp_path, capsys, caplog) -> None:
+    for name in ("plain", "hf"):
+        output = ("--output", tmp_path / name, "--hf-dir", model / name, "--books", model / "books")
+        grid = ("--lengths", 150, 200, "--depths", 2, "--repetitions", 3, "--seed", 1)
+        run(monkeypatch, "needle", *output, *grid)
+        texts = ("--short-texts", 3, "--long-texts", 2, "--long-length", 250)
+        run(monkeypatch, "perplexity", *output, *texts, "--windows", 64, "--stride", 32)
+    assert (
+        "plain: not extended (RoPE factors: none): lengths 150, 200 are beyond its window of 64"
+        in caplog.text
+    )
+    records = read_records(tmp_path / "plain")
+    assert records["needle"]["beyond_window"] == [150, 200]
+    assert records["perplexity"]["beyond_window"] == [250]
+    capsys.readouterr()
+    results = [f"before={tmp_path / 'plain'}", f"after={tmp_path / 'hf'}"]
+    run(monkeypatch, "report", *results, "--baseline", "before", "--output", tmp_path / "report")
+    shown = capsys.readouterr().out
+    report: dict[str, Any] = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["retention"]["after"]["short_perplexity"] == pytest.approx(1.0, abs=1e-5)
+    difference = report["comparisons"]["after"]
+    assert abs(difference["200"]["mean"]) > 1e-3
+    assert difference["200"]["count"] == 6
+    assert report["checkpoints"]["before"]["beyond_window"] == [150, 200, 250]
+    assert "| before | none | 64 | 64 (measured beyond: 150, 200, 250) |" in shown
+    assert set(report["pictures"]) == {"needles.png", "perplexity.png", "short_long.png"}
+    assert all((tmp_path / "report" / name).exists() for name in report["pictures"])
+
+
+def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
+    pytest.importorskip("wonderwords")
+    # The tiny window has no room for the benchmark's wording; any generator serves here.
+    monkeypatch.setattr("megatron_longrope2.evaluation.ruler.niah.TEMPLATE", "{some}{context}{query}")
+    monkeypatch.setattr("megatron_longrope2.evaluation.ruler.niah.PREFIX", "{query}")
+    monkeypatch.setattr("megatron_longrope2.evaluation.ruler.niah.NOISE", "the lord")
+    options = ("--tasks", "niah_single_1", "--lengths", 256, "--samples", 2)
+    run(monkeypatch, "ruler", "--hf-dir", model / "hf", "--output", tmp_path / "r", *options)
+    record = read_records(tmp_path / "r")["ruler"]
+    assert record["result"]["average"] == {"256": 0.0}
+    assert record["settings"]["tasks"] == ["niah_single_1"]
+    run(monkeypatch, "report", f"a={tmp_path / 'r'}", "--ruler-threshold", 0, "--output", tmp_path / "report")
+    assert "| a | longrope | 64 | 256 | RULER 256 |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_generates_across_the_boundary(model: Path, monkeypatch, capsys) -> None:
+    text = " ".join(["the lord"] * 29)
+    run(monkeypatch, "generate", "--hf-dir", model / "hf", "--prompt", text, "--max-new-tokens", 20)
+    assert capsys.readouterr().out.startswith(f"...{text[-200:]}[")
+
+
+def test_lm_eval_on_a_local_task(model: Path, monkeypatch, tmp_path) -> None:
+    pytest.importorskip("lm_eval")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = [{"text": "the lord", "choices": [" his", " them"], "label": n % 2} for n in range(4)]
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tasks / "local.yaml").write_text(
+        "task: local_choice\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f"dataset_kwargs:\n  data_files:\n    test: {tasks / 'rows.jsonl'}\n"
+        'doc_to_text: "{{text}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: label\n'
+        "metric_list:\n  - metric: acc\n"
+    )
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    options = ("--tasks", "local_choice", "--metric", "acc", "--include-path", tasks, "--dtype", "float32")
+    run(monkeypatch, "lm-eval", "--hf-dir", model / "hf", "--output", tmp_path / "out", *options)
+    record = read_records(tmp_path / "out")["lm_eval"]
+    assert record["settings"]["max_length"] == 256
+    assert record["result"]["tasks"]["local_choice"]["main"] == 50.0
+    run(monkeypatch, "report", f"only={tmp_path / 'out'}", "--output", tmp_path / "report")
+    assert "| only | 50.0 | 50.0 |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_refusals(model: Path, monkeypatch, capsys, tmp_path) -> None:
+    def line(*words: object) -> str:
+        return refused(monkeypatch, capsys, *words)
+
+    out = ("--output", tmp_path / "out")
+    nowhere = ("--hf-dir", model / "nowhere", "--books", model / "books", "--lengths", 64)
+    assert f"error: {model / 'nowhere'}" in line("needle", *nowhere, *out)
+    assert line("report", "a", *out) == (
+        "error: a: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
+    )
+    assert "no results there" in line("report", f"a={tmp_path}", *out)
+    long_prompt = " ".join(["the"] * 300)
+    assert "longer than the target length of 256" in line(
+        "generate", "--hf-dir", model / "hf", "--prompt", long_prompt
+    )
+    assert "nothing to continue" in line("generate", "--hf-dir", model / "hf")
+    assert "no task named nothing" in line("lm-eval", "--hf-dir", model / "hf", "--tasks", "nothing", *out)
+    (tmp_path / "needle.json").write_text('{"format": "other"}')
+    assert "needle.json: format: not 'longrope2-evaluation/1'" in line("report", f"a={tmp_path}", *out)
+    assert not (tmp_path / "out").exists()
