@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.hf import read_hf_config
 
 logger = logging.getLogger(__name__)
+
+UNLIMITED = 2**40
+"""Target length, tokens, of a checkpoint without rescaled RoPE."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ def open_megatron(
 
     factors = model.factors
     rescaled = factors.method != "none"
+    if not rescaled:
+        # Its stated target is arbitrary: `beyond_window` warns, and generation goes on.
+        model.set_factors(replace(factors, target_length=UNLIMITED))
     return Subject(
         source=str(load_dir),
         method=factors.method,

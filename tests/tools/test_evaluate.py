@@ -90,7 +90,8 @@ def test_generates_across_the_boundary(model: Path, monkeypatch, capsys) -> None
     assert capsys.readouterr().out.startswith(f"...{text[-200:]}[")
 
 
-def test_lm_eval_on_a_local_task(model: Path, monkeypatch, tmp_path) -> None:
+@pytest.mark.slow
+def test_lm_eval_on_a_local_task(model: Path, monkeypatch, capsys, tmp_path) -> None:
     pytest.importorskip("lm_eval")
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -105,6 +106,10 @@ def test_lm_eval_on_a_local_task(model: Path, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     options = ("--tasks", "local_choice", "--metric", "acc", "--include-path", tasks, "--dtype", "float32")
     run(monkeypatch, "lm-eval", "--hf-dir", model / "hf", "--output", tmp_path / "out", *options)
+    unknown = ("--tasks", "nothing", "--output", tmp_path / "none")
+    assert "no task named nothing" in refused(
+        monkeypatch, capsys, "lm-eval", "--hf-dir", model / "hf", *unknown
+    )
     record = read_records(tmp_path / "out")["lm_eval"]
     assert record["settings"]["max_length"] == 256
     assert record["result"]["tasks"]["local_choice"]["main"] == 50.0
@@ -128,7 +133,6 @@ def test_refusals(model: Path, monkeypatch, capsys, tmp_path) -> None:
         "generate", "--hf-dir", model / "hf", "--prompt", long_prompt
     )
     assert "nothing to continue" in line("generate", "--hf-dir", model / "hf")
-    assert "no task named nothing" in line("lm-eval", "--hf-dir", model / "hf", "--tasks", "nothing", *out)
     (tmp_path / "needle.json").write_text('{"format": "other"}')
     assert "needle.json: format: not 'longrope2-evaluation/1'" in line("report", f"a={tmp_path}", *out)
     assert not (tmp_path / "out").exists()

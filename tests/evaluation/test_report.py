@@ -1,0 +1,103 @@
+"""What a report concludes from records that are known."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.needle_grid import NeedleGrid, NeedleScore
+from megatron_longrope2.evaluation.report import build_report, effective_length, write_report
+from megatron_longrope2.evaluation.ruler import RulerResult
+from megatron_longrope2.files import read_json
+
+
+def record(result: dict[str, Any], beyond: tuple[int, ...] = (), **settings: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": "somewhere",
+        "method": "longrope2",
+        "original_length": 64,
+        "target_length": 256,
+        "beyond_window": list(beyond),
+        "settings": settings,
+        "result": result,
+    }
+
+
+def needles(right: dict[int, int], nll: float, **settings: Any) -> dict[str, Any]:
+    """Ten samples a length, so many of them right."""
+    scores = [
+        NeedleScore(length, 0.0, index, nll + index, 7, 7 if index < count else 0)
+        for length, count in right.items()
+        for index in range(10)
+    ]
+    return record(NeedleGrid(tuple(scores)).to_dict(), **settings)
+
+
+def harness(**scores: float) -> dict[str, Any]:
+    return record({"tasks": {name: {"main": score, "metrics": {}} for name, score in scores.items()}})
+
+
+CHECKPOINTS: dict[str, dict[str, dict[str, Any]]] = {
+    "before": {
+        "needle": needles({64: 10, 256: 0}, nll=70.0, seed=1),
+        "lm_eval": harness(mmlu=60.0, gsm8k=40.0),
+        "perplexity": record({"short": {"perplexity": 5.0}, "positions": [], "sliding": []}),
+    },
+    "after": {
+        "needle": needles({64: 10, 128: 9, 256: 9}, nll=7.0, seed=1),
+        "lm_eval": harness(mmlu=59.0, gsm8k=39.0),
+        "perplexity": record({"short": {"perplexity": 5.1}, "positions": [], "sliding": []}),
+        "ruler": record(RulerResult({"ruler_vt": {64: [1.0], 128: [0.9], 256: [0.8]}}).to_dict()),
+    },
+    "other seed": {"needle": needles({64: 10}, nll=7.0, seed=2)},
+}
+
+
+def test_numbers() -> None:
+    report = build_report(CHECKPOINTS, baseline="before")
+    assert report["retention"]["after"] == pytest.approx(
+        {"short_average": 98 / 100, "short_perplexity": 5.0 / 5.1}
+    )
+    assert report["needle"]["before"]["effective_length"] == 64
+    assert report["needle"]["after"]["effective_length"] == 256
+    assert report["ruler"]["after"]["effective_length"] == 128
+    assert report["comparisons"] == {
+        "after": {
+            "64": {"mean": pytest.approx(-9.0), "ci95": pytest.approx(0.0), "count": 10},
+            "256": {"mean": pytest.approx(-9.0), "ci95": pytest.approx(0.0), "count": 10},
+        }
+    }
+
+
+def test_other_tasks_are_no_retention() -> None:
+    checkpoints = {"a": {"lm_eval": harness(mmlu=60.0)}, "b": {"lm_eval": harness(gsm8k=50.0)}}
+    assert "b" not in build_report(checkpoints, baseline="a")["retention"]
+
+
+def test_effective_length_stops_at_the_first_failure() -> None:
+    assert effective_length({64: 1.0, 128: 0.5, 256: 1.0}, 0.9) == 64
+    assert effective_length({64: 0.5}, 0.9) is None
+
+
+def test_files(tmp_path: Path) -> None:
+    checkpoints = {
+        **CHECKPOINTS,
+        "plain": {"needle": record(needles({512: 1}, 7.0)["result"], beyond=(512,))},
+    }
+    paths = write_report(build_report(checkpoints, baseline="before"), checkpoints, tmp_path)
+    assert {path.name for path in paths} == {
+        *("report.json", "report.md", "needles.png", "ruler.png", "short_long.png")
+    }
+    assert read_json(tmp_path / "report.json")["baseline"] == "before"
+    text = (tmp_path / "report.md").read_text()
+    assert "| after | longrope2 | 64 | 256 | RULER 128, needles 256 | short average 98.0%" in text
+    assert "0.10 (0.02-0.40)*" in text
+    assert "\\* beyond the checkpoint's window" in text
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match="baseline: 'nobody' is not one of before, after"):
+        build_report(CHECKPOINTS, baseline="nobody")
+    with pytest.raises(InputError, match="no results"):
+        build_report({})
