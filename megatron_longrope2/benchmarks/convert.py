@@ -1,0 +1,127 @@
+"""Hugging Face to Megatron and back against a plain copy of the same files, and the memory it takes.
+
+Conversions and copies take turns on a random Llama in bfloat16; the best time of each counts.
+`speed_vs_copy` is the smaller ratio of the two directions, wall clock; the `cpu` ratios leave out what other
+processes take of the cores (and the second core that a conversion uses).
+"""
+
+import json
+import os
+import resource
+import shutil
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from megatron_longrope2.benchmarks import Measurement
+
+_CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+_EMBEDDINGS_GB, _LAYER_GB = 0.262, 0.088
+
+
+def write_random_model(folder: Path, gigabytes: float) -> int:
+    """Write a Llama of TinyLlama's width, as deep as the size asks for, in shards of 500 MB; its bytes.
+
+    Args:
+        folder: new.
+        gigabytes: about so large (at least 0.35).
+    """
+    import torch
+
+    from megatron_longrope2.checkpoint.hf_config import HFConfig
+    from megatron_longrope2.checkpoint.hf_files import TensorSpec, write_safetensors
+
+    folder.mkdir(parents=True)
+    layers = max(1, round((gigabytes - _EMBEDDINGS_GB) / _LAYER_GB))
+    (folder / "config.json").write_text(json.dumps(_CONFIG | {"num_hidden_layers": layers}))
+    config = HFConfig.read(folder)
+    dims = config.dims(padded_vocab_size=32000)
+    specs = [
+        TensorSpec(name, shape, torch.bfloat16)
+        for mapping in config.mappings()
+        for layer in range(layers if mapping.in_layers else 1)
+        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
+    ]
+    # Numbers of one tensor serve all: a converter does the same work whatever they are.
+    numbers = torch.randn(max(torch.Size(spec.shape).numel() for spec in specs)).to(torch.bfloat16)
+    tensors = ((spec.name, numbers[: torch.Size(spec.shape).numel()].view(spec.shape)) for spec in specs)
+    write_safetensors(folder, specs, tensors, max_shard_bytes=500_000_000)
+    return sum(spec.nbytes for spec in specs)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of this benchmark."""
+    add = parser.add_argument
+    add("--gigabytes", type=float, default=2.0, metavar="GB", help="size of the model (at least 0.35)")
+    add("--repeats", type=int, default=3, metavar="N", help="measurements of each; the fastest counts")
+    add(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where four times the size is free; default: the temporary folder",
+    )
+
+
+def measure(args: Namespace) -> Measurement:
+    """Make the model, then convert and copy it in turns."""
+    from megatron_longrope2.checkpoint.export_hf import export_hf
+    from megatron_longrope2.checkpoint.import_hf import import_hf
+
+    with TemporaryDirectory(dir=args.folder) as name:
+        hf, megatron, scratch = (Path(name) / part for part in ("hf", "megatron", "scratch"))
+        size = write_random_model(hf, args.gigabytes)
+        import_hf(hf, megatron)
+        work: dict[str, Callable[[], object]] = {
+            "copy_hf": lambda: shutil.copytree(hf, scratch),
+            "import": lambda: import_hf(hf, scratch),
+            "copy_megatron": lambda: shutil.copytree(megatron, scratch),
+            "export": lambda: export_hf(megatron, scratch),
+        }
+        # The first round only touches the memory that later ones reuse.
+        rounds = [
+            {name: _seconds(job, scratch) for name, job in work.items()} for _ in range(args.repeats + 1)
+        ]
+    wall, cpu = (
+        {name: min(r[name][clock] for r in rounds[1:] or rounds) for name in work} for clock in (0, 1)
+    )
+    ratios = {"import": wall["copy_hf"] / wall["import"], "export": wall["copy_megatron"] / wall["export"]}
+    return Measurement(
+        settings={"gigabytes": args.gigabytes, "repeats": args.repeats},
+        ratios={
+            "speed_vs_copy": min(ratios.values()),
+            **ratios,
+            "import_cpu": cpu["copy_hf"] / cpu["import"],
+            "export_cpu": cpu["copy_megatron"] / cpu["export"],
+        },
+        measured={
+            "bytes": size,
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    )
+
+
+def _seconds(job: Callable[[], object], scratch: Path) -> tuple[float, float]:
+    """Wall clock and processor time of a job that writes `scratch`, which is removed."""
+    os.sync()
+    wall, cpu = time.perf_counter(), time.process_time()
+    job()
+    spent = time.perf_counter() - wall, time.process_time() - cpu
+    shutil.rmtree(scratch)
+    return spent
