@@ -1,0 +1,1 @@
+"""Chains of Slurm jobs: settings, submission, checks, attempts, status."""
