@@ -51,6 +51,7 @@ def test_every_architecture_with_longrope2(tmp_path: Path) -> None:
         export_hf(folder / "megatron", folder / "back")
         pairs[variant] = (folder / "megatron", folder / "back")
     found = differences(pairs)
+    print(found)
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -71,6 +72,7 @@ def test_every_rope_type(tmp_path: Path) -> None:
     for megatron, hf in pairs.values():
         import_hf(hf, megatron)
     found = differences(pairs)
+    print(found)
     assert max(found.values()) < TOLERANCE, found
 
 
