@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_longrope2 import device
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
 from megatron_longrope2.errors import run_main
+from megatron_longrope2.files import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest logit difference that passes (float32)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the logits' differences as JSON"
     )
     parser.add_argument(
         "--structure-only",
@@ -60,6 +65,8 @@ def _main() -> None:
     for row in rows:
         numbers = f"{row.largest:9.2e}  {row.mean:9.2e}  {row.scale:9.2e}"
         print(f"{row.length:8d}  {numbers}  {row.same_prediction:.1%}")
+    if arguments.output is not None:
+        write_json(arguments.output, [asdict(row) for row in rows])
     if max(row.largest for row in rows) > arguments.tolerance:
         print(f"the logits differ by more than {arguments.tolerance:g}")
         sys.exit(1)

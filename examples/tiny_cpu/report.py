@@ -107,8 +107,8 @@ def _comparison(ours: NeedleGrid, baseline: NeedleGrid) -> dict[str, float]:
 
 
 def _logit_differences(path: Path, original: int, target: int) -> dict[str, float]:
-    largest = read_json(path)["largest_difference"]
-    return {"short": largest[str(original)], "long": largest[str(target)]}
+    largest = {row["length"]: row["largest"] for row in read_json(path)}
+    return {"short": largest[original], "long": largest[target]}
 
 
 def _point(row: dict[str, float]) -> tuple[float, float]:

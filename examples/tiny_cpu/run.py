@@ -96,7 +96,7 @@ def stages(recipe: Recipe, folder: Path) -> list[Stage]:
             (
                 "tools/preprocess_data.py",
                 *("--input", str(HERE / "books" / "train"), "--tokenizer", str(HERE / "base")),
-                *("--original-length", str(ORIGINAL), "--cut-long-documents", "--workers", "2"),
+                *("--original-length", str(ORIGINAL), "--cut-long-documents", "--add-bos"),
                 *("--output", str(folder / "data")),
             ),
             outputs=(folder / "data",),
@@ -173,7 +173,7 @@ TRAININGS = ("longrope2", "short_only", "mixed_text", "single_window")
 def _train_and_measure(name: str, recipe: Recipe, folder: Path) -> list[Stage]:
     short = ("--pool", "short", "2", str(folder / "data" / "short"))
     long = ("--pool", "long", "1", str(folder / "data" / "long"))
-    needles = ("--pool", "long", "1", str(folder / "needles" / "train"))
+    needles = ("--pool", "long", "2", str(folder / "needles" / "train"))
     pools = {
         "longrope2": (*short, *long, *needles),
         "short_only": short,
