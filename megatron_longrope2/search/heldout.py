@@ -1,59 +1,15 @@
 """Comparing factors on samples that none of them was made on, paired by sample."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.search.objective import Sample, Scorer, perplexity
+from megatron_longrope2.statistics import mean_interval, paired_difference
 
 HELD_OUT_DEPTHS = tuple(i / 9 for i in range(10))
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A mean difference and half its 95 % confidence interval: `delta_nll +- ci95`, nats a token."""
-
-    delta_nll: float
-    ci95: float
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the 95 % confidence interval (Student's t; infinite for a single value)."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, math.inf
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, t_quantile(count - 1) * math.sqrt(variance / count)
-
-
-def t_quantile(df: int) -> float:
-    """The 97.5 % quantile of Student's t: tabulated up to 4 degrees of freedom, then its expansion in 1/df.
-
-    Abramowitz and Stegun 26.7.5; the error is below 0.003.
-    """
-    if df <= 4:
-        return (12.706, 4.303, 3.182, 2.776)[df - 1]
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / df ** (power + 1) for power, term in enumerate(terms))
-
-
-def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """`first` minus `second`, sample by sample: positive is worse than `second`.
-
-    Args:
-        first, second: negative log-likelihood per token of each sample, in the same order.
-    """
-    return Paired(*mean_interval([a - b for a, b in zip(first, second, strict=True)]))
 
 
 def score_samples(
@@ -85,9 +41,11 @@ def compare(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Any
     """
     methods = {}
     for name, values in scores.items():
-        mean, ci95 = mean_interval(values)
-        methods[name] = {"nll": mean, "ci95": ci95, "perplexity": perplexity(mean)}
-    comparisons = {
-        name: asdict(paired(scores[winner], values)) for name, values in scores.items() if name != winner
-    }
+        nll = mean_interval(values)
+        methods[name] = {"nll": nll.mean, "ci95": nll.ci95, "perplexity": perplexity(nll.mean)}
+    comparisons = {}
+    for name, values in scores.items():
+        if name != winner:
+            difference = paired_difference(scores[winner], values)
+            comparisons[name] = {"delta_nll": difference.mean, "ci95": difference.ci95}
     return {"samples": len(scores[winner]), "methods": methods, "comparisons": comparisons}
