@@ -15,13 +15,17 @@ from megatron_longrope2.search.job import Cost, Job, Outcome
 from megatron_longrope2.search.learned import as_learned
 from megatron_longrope2.search.learner import Checked, Learner
 from megatron_longrope2.search.objective import Sample, perplexity
+from megatron_longrope2.search.space import SearchSpace
 from megatron_longrope2.search.tracking import Tracker
 
 ROUNDS = 8
-"""Equal parts of the steps; after each, every start is checked and the worse half is dropped."""
+"""Equal parts of the steps. Before the first and after each, the worse half is dropped."""
 
 TRAINING_INDEX = 1_000_000
 """Number of the first training needle: validation needles are those from 0 on."""
+
+RAMP_PERIODS = (32, 16, 8, 4)
+"""Periods in the original window of the dimension where the ramp of the start "ramp" begins; YaRN's is 32."""
 
 SAVE_SECONDS = 2.0
 """The state is written after every check, and after a step once this much time has passed."""
@@ -37,6 +41,26 @@ def learn(job: Job) -> Outcome:
         InputError: no start, a state of another search, or losses that stay NaN.
     """
     return _Run(job).run()
+
+
+def closed_form(start: str, space: SearchSpace) -> list[RopeFactors]:
+    """The factors that a start's name stands for: one set, or for "ramp" one a place where it may begin."""
+    geometry: dict[str, Any] = {
+        "rope_base": space.rope_base,
+        "rotary_dim": space.rotary_dim,
+        "original_length": space.original_length,
+        "target_length": space.target_length,
+    }
+    if start == "ramp":
+        return [make_factors("yarn", beta_fast=one, truncate=False, **geometry) for one in RAMP_PERIODS]
+    return [make_factors(start, **geometry)]
+
+
+def better_half(learners: list[Learner], least: int = 1) -> list[Learner]:
+    """Those that have had the best factors, at least so many, in their old order."""
+    ranked = sorted(learners, key=lambda one: one.best.nll)
+    kept = ranked[: max(least, (len(ranked) + 1) // 2)]
+    return [learner for learner in learners if learner in kept]
 
 
 class _Run:
@@ -60,7 +84,7 @@ class _Run:
             self.round = state["round"]
         self.earlier = self.cost.seconds
         if state is None:
-            self.learners = self._starts()
+            self.learners = better_half(self._starts(), least=2)
         else:
             self.learners = [Learner.restored(one, self.settings) for one in state["learners"]]
 
@@ -104,15 +128,12 @@ class _Run:
         space, learning = self.job.space, self.settings.learn_attention_factor
         temperatures = [1.0, yarn_attention_factor(space.scale)] if learning else [1.0]
         options: dict[str, list[RopeFactors]] = {}
-        for method in dict.fromkeys(self.settings.starts):
-            factors = make_factors(
-                method,
-                rope_base=space.rope_base,
-                rotary_dim=space.rotary_dim,
-                original_length=space.original_length,
-                target_length=space.target_length,
-            )
-            options[method] = [as_learned(factors, factors.long_factor, one, None) for one in temperatures]
+        for start in dict.fromkeys(self.settings.starts):
+            options[start] = [
+                as_learned(factors, factors.long_factor, attention, None)
+                for factors in closed_form(start, space)
+                for attention in temperatures
+            ]
         for number, factors in enumerate(self.job.given):
             attention = factors.attention_factor.long if learning else 1.0
             options[f"given {number}: {factors.method}"] = [
@@ -127,8 +148,7 @@ class _Run:
 
     def _advance(self, tracker: Tracker) -> None:
         """A step of the first start that is behind the others; at the end of a round, the checks."""
-        goal = math.ceil(self.settings.steps * self.round / ROUNDS)
-        behind = [learner for learner in self.learners if learner.step < goal]
+        behind = [learner for learner in self.learners if learner.step < self._goal(self.round)]
         if behind:
             self._step(behind[0], tracker)
             if time.monotonic() - self.saved > SAVE_SECONDS:
@@ -140,9 +160,7 @@ class _Run:
             tracker.log(learner.step, {f"validation_perplexity/{learner.name}": perplexity(nll)})
             if nll < learner.best.nll:
                 learner.best = Checked(nll, factors)
-        ranked = sorted(self.learners, key=lambda one: one.best.nll)
-        kept = ranked[: (len(ranked) + 1) // 2]
-        self.learners = [learner for learner in self.learners if learner in kept]
+        self.learners = better_half(self.learners)
         self.round += 1
         self._save()
 
@@ -154,7 +172,7 @@ class _Run:
         self.cost.failed += math.isnan(norm)
         self.cost.training_samples += len(samples)
         entry = {"start": learner.name, "step": learner.step, "tokens": len(samples[0].tokens)}
-        attention = float(learner.learned.attention_factor())
+        attention = learner.learned.attention_factor().item()
         # JSON has no NaN: a skipped step has neither loss nor norm.
         values = {} if math.isnan(norm) else {"loss": loss, "gradient_norm": norm}
         self.history.append({**entry, **values, "attention_factor": attention})
@@ -189,14 +207,17 @@ class _Run:
         ]
         return [score if math.isfinite(score) else math.inf for score in scores]
 
+    def _goal(self, number: int) -> int:
+        """Steps that a start has done at the end of a round."""
+        return math.ceil(self.settings.steps * number / ROUNDS)
+
     def _most(self) -> int:
         """Steps of all starts to the end."""
-        steps, starts = 0, len(self.settings.starts) + len(self.job.given)
-        for number in range(ROUNDS):
-            first, last = (math.ceil(self.settings.steps * (number + end) / ROUNDS) for end in (0, 1))
-            steps += starts * (last - first)
-            starts = (starts + 1) // 2
-        return steps
+        total, starts = 0, len(set(self.settings.starts)) + len(self.job.given)
+        for number in range(1, ROUNDS + 1):
+            starts = max((starts + 1) // 2, min(starts, 2) if number == 1 else 1)
+            total += starts * (self._goal(number) - self._goal(number - 1))
+        return total
 
     # Results
 

@@ -1,4 +1,4 @@
-"""Rescaling factors as parameters: monotone by construction, with gradient everywhere (METHOD section 3)."""
+"""Rescaling factors as parameters: monotone, `lambda_0 = 1`, with gradient everywhere (METHOD section 3)."""
 
 import math
 from dataclasses import replace
@@ -13,25 +13,24 @@ from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.factors import AttentionFactor
 from megatron_longrope2.rope.frequencies import angles
 
-FLOOR = 0.01
-"""Least increment of `log lambda` at the start: softplus has no gradient worth the name far below it."""
-
 
 class LearnedFactors(torch.nn.Module):
     """The long window's factors as a function of free numbers `u`, and its attention factor.
 
-    `log lambda_i` is the sum of the increments `softplus(u_j)` up to i, from `lambda_0 = 1`. Everything is
-    float64 and lives on the CPU: it is rotary_dim / 2 numbers.
+    `log lambda_i = unit_i * u_i`. The unit is 1 where a period is longer than the original window, else the
+    share of the window that a period is: a step of a given size turns the angle at the window's end by about
+    as much in every dimension. `project` after each step keeps the constraints. Everything is float64 and on
+    the CPU: it is rotary_dim / 2 numbers.
 
     Args:
-        start: where to begin. Increments below `FLOOR` begin at `FLOOR`, and `lambda_0` at 1.
+        start: where to begin; exactly, but for `lambda_0 = 1`.
         learn_attention_factor: begin at the start's attention factor and learn it; else it is 1.
         fixed_below_critical_dim: the paper's structure. From the start's critical dimension on (the
             theoretical one where it has none) factors are at least the scale; below it they are NTK's.
-        max_factor: a bound that factors approach and never reach.
+        max_factor: no factor is larger.
 
     Raises:
-        InputError: `max_factor` is not above the scale.
+        InputError: `max_factor` is below the scale.
     """
 
     def __init__(
@@ -43,41 +42,41 @@ class LearnedFactors(torch.nn.Module):
         max_factor: float | None = None,
     ) -> None:
         super().__init__()
-        if max_factor is not None and not max_factor > start.scale:
+        if max_factor is not None and not max_factor >= start.scale:
             raise InputError(
-                f"--max-factor: {max_factor:g} is not above target length / original length, {start.scale:g}"
+                f"--max-factor: {max_factor:g} is below target length / original length, {start.scale:g}"
             )
         self.start = start
-        self.first, self.base = 1, 0.0
+        half = len(start.long_factor)
+        self.first = 1
         if fixed_below_critical_dim:
-            half = len(start.long_factor)
             self.first = min(start.critical_dim or start.theoretical_critical_dim, half - 1)
-            self.base = math.log(start.scale)
-        self.cap = math.inf if max_factor is None else math.log(max_factor) - self.base
+        self.bounds = (
+            math.log(start.scale) if fixed_below_critical_dim else 0.0,
+            math.inf if max_factor is None else math.log(max_factor),
+        )
         self._angles = torch.from_numpy(angles(start.rope_base, start.rotary_dim))
-        self.u = torch.nn.Parameter(self._from(start))
+        factor = torch.tensor(start.long_factor, dtype=torch.float64)
+        periods = 2 * math.pi / self._angles
+        self._unit = (periods / start.original_length).clamp(max=1)[self.first :]
+        above = factor[self.first :].log()
+        self.u = torch.nn.Parameter(above / self._unit)
         self.log_attention = torch.nn.Parameter(torch.zeros((), dtype=torch.float64), learn_attention_factor)
         if learn_attention_factor:
             self.log_attention.data.fill_(math.log(start.attention_factor.long))
+        self.project()
 
-    def _from(self, start: RopeFactors) -> Tensor:
-        """The numbers whose factors are nearest to the start's, from dimension `first` on."""
-        above = torch.tensor(start.long_factor, dtype=torch.float64)[self.first :].log() - self.base
-        if math.isfinite(self.cap):
-            above = -self.cap * torch.log1p(-(above / self.cap).clamp(max=0.95))
-        rises = above.diff(prepend=above.new_zeros(1)).clamp(min=FLOOR)
-        return rises + torch.log(-torch.expm1(-rises))  # the inverse of softplus
+    @torch.no_grad()
+    def project(self) -> None:
+        """Move `u` to the nearest non-decreasing factors within the bounds."""
+        above = isotonic(self.u * self._unit).clamp(*self.bounds)
+        self.u.copy_(above / self._unit)
 
     def log_factor(self) -> Tensor:
         """`log lambda`, float64 [rotary_dim / 2]."""
-        above = F.softplus(self.u).cumsum(0)
-        if math.isfinite(self.cap):
-            above = -self.cap * torch.expm1(-above / self.cap)
-        above = above + self.base
-        if self.first == 1:
-            return F.pad(above, (1, 0))
+        above = self._unit * self.u
         ntk = torch.arange(self.first, dtype=torch.float64) / self.first
-        return torch.cat([ntk * above[0], above])
+        return torch.cat([ntk * above[0], above])  # first is 1 unless NTK is asked for: a zero in front
 
     def inv_freq(self) -> Tensor:
         """Rescaled angle per token of each dimension: float64 [rotary_dim / 2], radians."""
@@ -92,6 +91,17 @@ class LearnedFactors(torch.nn.Module):
         """What has been learned, as factors."""
         vector = self.log_factor().exp().clamp(min=1).cummax(0).values
         return as_learned(self.start, tuple(vector.tolist()), float(self.attention_factor()), provenance)
+
+
+def isotonic(values: Tensor) -> Tensor:
+    """The nearest non-decreasing vector: at i, max over j <= i of min over k >= i of mean(j..k)."""
+    count = len(values)
+    sums = F.pad(values.cumsum(0), (1, 0))
+    first, last = torch.arange(count)[:, None], torch.arange(count)[None]
+    means = (sums[1:][None] - sums[:-1][:, None]) / (last - first + 1).clamp(min=1)
+    means = means.masked_fill(last < first, math.inf)
+    least = means.flip(1).cummin(1).values.flip(1)  # [j, i]: over k >= i
+    return least.masked_fill(first > last, -math.inf).max(0).values
 
 
 def as_learned(

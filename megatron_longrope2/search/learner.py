@@ -12,7 +12,7 @@ from megatron_longrope2.rope import METHODS, RopeFactors
 from megatron_longrope2.search.learned import LearnedFactors
 from megatron_longrope2.search.objective import Sample
 
-ATTENTION_RATE = 2 / 15
+ATTENTION_RATE = 0.2
 """Learning rate of the attention factor's logarithm, as a share of the factors'."""
 
 LEAST_RATE = 0.05
@@ -37,16 +37,17 @@ class GradientSettings:
     """What the gradient search is told.
 
     Attributes:
-        starts: closed-form methods to begin from; `--init-factors` join them.
+        starts: closed-form methods to begin from, and "ramp": YaRN whose ramp begins at the best of several
+            dimensions. `--init-factors` join them.
         steps: of the start that stays to the end. batch_size: needle documents a step.
         learning_rate: of the parameters of `LearnedFactors`, Adam.
         length_curriculum: length of the first needles, tokens; it grows to the target in half of the steps.
     """
 
-    starts: tuple[str, ...] = ("ntk", "yarn", "pi")
-    steps: int = 120
+    starts: tuple[str, ...] = ("ntk", "yarn", "ramp", "pi")
+    steps: int = 60
     batch_size: int = 4
-    learning_rate: float = 0.15
+    learning_rate: float = 0.05
     learn_attention_factor: bool = False
     fixed_below_critical_dim: bool = False
     max_factor: float | None = None
@@ -59,7 +60,7 @@ class GradientSettings:
                 raise InputError(f"--{option}: {getattr(self, name)} is not a number above 0; use 1 or more")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InputError(f"--learning-rate: {self.learning_rate:g} is not a positive number")
-        known = [method for method in METHODS if not method.endswith("-rcd")]
+        known = [method for method in METHODS if not method.endswith("-rcd")] + ["ramp"]
         for method in self.starts:
             if method not in known:
                 raise InputError(f"--starts: {method!r} is unknown; known are {', '.join(known)}")
@@ -141,6 +142,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.optimizer.step()
+        self.learned.project()
         self.failed_in_row = 0
         return norm
 
