@@ -18,7 +18,7 @@ from megatron_longrope2.evaluation.perplexity import (
     sliding_perplexity,
     text_perplexity,
 )
-from megatron_longrope2.evaluation.ruler import BOOK_TASKS, TASKS, evaluate_ruler
+from megatron_longrope2.evaluation.ruler import BOOK_TASKS, TASKS, check_tokenizer, evaluate_ruler
 from megatron_longrope2.evaluation.subject import Subject
 from megatron_longrope2.search.objective import document_samples
 
@@ -52,7 +52,7 @@ def measure_needle(
         raise InputError(f"--depths: {depths} is no number of depths; use 1 or more")
     beyond = subject.beyond_window(lengths)
     places = [place / max(depths - 1, 1) for place in range(depths)]
-    sampler = NeedleSampler(subject.tokenizer, read_books(books), seed=seed, keys="held_out")
+    sampler = NeedleSampler(subject.tokenizer, _books(subject, books), seed=seed, keys="held_out")
     grid = measure_needles(subject.scorer, sampler, lengths, places, repetitions)
     settings = {
         "books": str(books),
@@ -82,7 +82,7 @@ def measure_perplexity(
     Raises:
         InputError: as `read_books`, `document_samples` and `sliding_perplexity`.
     """
-    texts = read_books(books)
+    texts = _books(subject, books)
     original, long = subject.original_length, long_length or subject.target_length
     beyond = subject.beyond_window([*([long] if long_texts else []), *windows])
     result: dict[str, Any] = {"short": None, "positions": [], "sliding": []}
@@ -149,6 +149,14 @@ def measure_ruler(
     }
     summary = "\n".join(f"RULER at {n} tokens: {measured.average(n):.2f}" for n in measured.lengths)
     return Measured(settings, measured.to_dict(), beyond, summary)
+
+
+def _books(subject: Subject, path: Path) -> list[Book]:
+    """The books, of which the tokenizer knows the beginnings."""
+    books = read_books(path)
+    for book in books:
+        check_tokenizer(subject.tokenizer, book.text[:2000])
+    return books
 
 
 def _needle_summary(grid: NeedleGrid) -> str:

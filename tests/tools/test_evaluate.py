@@ -1,12 +1,15 @@
 """The command line from a model folder to a report, in one process, and what it refuses."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from megatron_longrope2.tools.evaluate import main
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.evaluation.records import read_records
 from tests.evaluation.tiny_llama import write_model
@@ -124,6 +127,13 @@ def test_refusals(model: Path, monkeypatch, capsys, tmp_path) -> None:
     out = ("--output", tmp_path / "out")
     nowhere = ("--hf-dir", model / "nowhere", "--books", model / "books", "--lengths", 64)
     assert f"error: {model / 'nowhere'}" in line("needle", *nowhere, *out)
+    blind = tmp_path / "blind"
+    shutil.copytree(model / "hf", blind)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(blind)
+    what = ("--hf-dir", blind, "--books", model / "books", "--lengths", 150)
+    assert "tokenizer: cannot encode the haystack" in line("needle", *what, *out)
     assert line("report", "a", *out) == (
         "error: a: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
     )

@@ -19,6 +19,7 @@ from megatron_longrope2.evaluation.ruler.tasks import (
     BOOK_TASKS,
     TASKS,
     RulerSample,
+    check_tokenizer,
     ruler_samples,
     score_answer,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "TASKS",
     "RulerResult",
     "RulerSample",
+    "check_tokenizer",
     "evaluate_ruler",
     "ruler_samples",
     "score_answer",

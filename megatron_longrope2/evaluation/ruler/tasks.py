@@ -87,7 +87,7 @@ def ruler_samples(
     def count_tokens(text: str) -> int:
         return len(tokenizer(text, verbose=False)["input_ids"])
 
-    _check_tokenizer(tokenizer, " ".join(words[:1000]) or niah.NOISE)
+    check_tokenizer(tokenizer, " ".join(words[:1000]) or niah.NOISE)
     parts = _draws(task, count_tokens, length, random.Random(seed), words)
     delimiter = "\n\n" if task == "ruler_cwe" else " "
     return [
@@ -108,8 +108,12 @@ def _draws(
     return niah_samples(NIAH[task], count_tokens, length, rng, words)
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Raises InputError where most of a text is unknown to the tokenizer, or vanishes."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """See that a tokenizer can encode the haystack's text.
+
+    Raises:
+        InputError: the text vanishes, or more than a tenth of its tokens are unknown.
+    """
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     unknown = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
     if not ids or unknown > len(ids) / 10:
