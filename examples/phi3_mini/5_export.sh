@@ -1,0 +1,1 @@
+../llama3_8b/5_export.sh

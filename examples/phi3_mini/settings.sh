@@ -1,0 +1,15 @@
+# shellcheck shell=bash disable=SC2034
+# Phi3-mini from 2K to 128K tokens (LongRoPE2, section 4.1) on 64 GPUs of 80 GB. See README.md beside this file.
+name=phi3_mini
+: "${MODEL:=Phi-3-mini-4k-instruct}"         # Hugging Face folder
+: "${ORIGINAL_LENGTH:=2048}"                 # the paper's; the model attends 2047 tokens back
+: "${TARGET_LENGTH:=131072}"
+: "${STEPS:=1192}"                           # x 64 segments x 131072 tokens = 10.0B tokens
+: "${GLOBAL_BATCH_SIZE:=64}"
+
+# The planner's layout for 64 GPUs; data parallel is what is left over.
+: "${TENSOR_PARALLEL:=4}"
+: "${CONTEXT_PARALLEL:=4}"
+
+# shellcheck source=examples/cluster.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cluster.sh"

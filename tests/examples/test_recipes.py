@@ -1,0 +1,100 @@
+"""The recipes' stages run, in small: the demo's model, two processes on a CPU, one training step."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_longrope2.data.mix import load_mix
+from tests.distributed.launch import ROOT, free_port
+
+EXAMPLES = ROOT / "examples"
+BASE, BOOKS = EXAMPLES / "tiny_cpu/base", EXAMPLES / "tiny_cpu/books"
+STAGES = ["1_import", "2_preprocess", "3_search", "4_train", "5_export", "6_evaluate"]
+MIX = """
+long_buckets: [4000, 100000]
+shares: [1, 1, 0]
+repeat: true
+sources:
+  - {name: bible, tokens: 4K}
+"""
+
+
+def stage(recipe: str, name: str, environment: dict[str, str], *options: str) -> str:
+    finished = subprocess.run(
+        [EXAMPLES / recipe / f"{name}.sh", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PORT": str(free_port()), **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-4000:]
+    return finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])
+def test_every_stage_is_there(recipe: str) -> None:
+    for name in STAGES:
+        script = EXAMPLES / recipe / f"{name}.sh"
+        assert os.access(script, os.X_OK)
+        assert f"{name}.sh" in (EXAMPLES / recipe / "README.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])
+def test_steps_are_the_papers_tokens(recipe: str) -> None:
+    settings = subprocess.run(
+        [
+            *("bash", "-c", 'source "$0"; echo $((STEPS * GLOBAL_BATCH_SIZE * TARGET_LENGTH))'),
+            str(EXAMPLES / recipe / "settings.sh"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(settings.stdout) == pytest.approx(load_mix("paper", "").tokens, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_stages_run(tmp_path: Path) -> None:
+    text = tmp_path / "text/bible"
+    text.mkdir(parents=True)
+    verses = (BOOKS / "train/01_genesis.txt").read_text().splitlines()
+    documents = ["\n".join(verses[i : i + n]) for n in (3, 40) for i in range(0, 1200, n)]
+    (text / "books.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    (tmp_path / "mix.yaml").write_text(MIX)
+    books = tmp_path / "books"
+    books.mkdir()
+    shutil.copy(BOOKS / "held_out/05_deuteronomy.txt", books)
+    environment = {
+        "MODEL": str(BASE),
+        "RUN": str(tmp_path / "run"),
+        "TEXT": str(tmp_path / "text"),
+        "MIX": str(tmp_path / "mix.yaml"),
+        "BOOKS": str(books),
+        "HELD_OUT_BOOKS": str(books),
+        "ORIGINAL_LENGTH": "256",
+        "TARGET_LENGTH": "512",
+        "STEPS": "1",
+        "GLOBAL_BATCH_SIZE": "2",
+        "TENSOR_PARALLEL": "2",
+        "CONTEXT_PARALLEL": "1",
+        "NODES": "1",
+        "GPUS_PER_NODE": "2",
+        "WORKERS": "1",
+        "PYTHON": str(ROOT / ".venv/bin/python"),
+    }
+    stage("phi3_mini", "1_import", environment)
+    stage("phi3_mini", "2_preprocess", environment)
+    small = ("--population", "8", "--iterations", "1", "--samples", "2", "--held-out-samples", "0")
+    stage("phi3_mini", "3_search", environment, *small)
+    log = stage("phi3_mini", "4_train", environment)
+    assert "iteration        1/       1" in log
+    assert "long window loss" in log
+    stage("phi3_mini", "5_export", environment)
+    config = json.loads((tmp_path / "run/hf/config.json").read_text())
+    assert config["rope_scaling"]["rope_type"] == "longrope"
+    assert config["max_position_embeddings"] == 512
