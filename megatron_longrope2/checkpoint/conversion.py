@@ -60,6 +60,11 @@ def is_finite(tensor: Tensor) -> bool:
     return all((values[start : start + _CACHED] << 1).max() < all_ones for start in parts)
 
 
+def in_dtype(dtype: torch.dtype | None) -> str:
+    """Which dtype a message is about: the one asked for, which may be too narrow, or none."""
+    return "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+
+
 def nbytes(shape: Shape, dtype: torch.dtype) -> int:
     """Size of a tensor in bytes."""
     return torch.Size(shape).numel() * dtype.itemsize

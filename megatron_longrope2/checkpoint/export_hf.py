@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megatron_longrope2.checkpoint.ahead import ahead
-from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, is_finite, some
+from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, is_finite, some
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
 from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
 from megatron_longrope2.checkpoint.hf_folder import write_side_files
@@ -18,7 +18,7 @@ from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
-from megatron_longrope2.rope import RopeFactors, load_factors
+from megatron_longrope2.rope import RopeFactors
 
 
 def export_hf(
@@ -113,18 +113,16 @@ class MegatronSource:
                 if block.split is not None:
                     index = layer if mapping.in_layers else None
                     tensor = self.tensors.read(mapping.megatron, index, row, block.rows)
-                    self._check_finite(mapping, layer, tensor, allow_nonfinite)
-                    parts = block.split(tensor if dtype is None else tensor.to(dtype))
+                    tensor = tensor if dtype is None else tensor.to(dtype)
+                    if not allow_nonfinite and not is_finite(tensor):
+                        where = mapping.megatron + (f", layer {layer}" if mapping.in_layers else "")
+                        raise InputError(
+                            f"{self.tensors.folder}: {where}: holds NaN or infinity{in_dtype(dtype)}; "
+                            "pass --allow-nonfinite to convert it all the same"
+                        )
+                    parts = block.split(tensor)
                     yield from zip(islice(names, len(parts)), parts, strict=True)
                 row += block.rows
-
-    def _check_finite(self, mapping: Mapping, layer: int, tensor: Tensor, allow_nonfinite: bool) -> None:
-        if not allow_nonfinite and not is_finite(tensor):
-            where = f", layer {layer}" if mapping.in_layers else ""
-            raise InputError(
-                f"{self.tensors.folder}: {mapping.megatron}{where}: holds NaN or infinity; "
-                "pass --allow-nonfinite to convert it all the same"
-            )
 
     def _steps(self) -> Iterator[tuple[Mapping, int]]:
         """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
@@ -205,12 +203,7 @@ def _export_factors(
     config: HFConfig, tensors: MegatronTensors, rope_factors: str | Path | None
 ) -> RopeFactors | None:
     if rope_factors is not None:
-        return load_factors(
-            rope_factors,
-            rope_base=config.rope.rope_base,
-            rotary_dim=config.rope.rotary_dim,
-            original_length=getattr(tensors.args, "original_length", None),
-        )
+        return config.load_factors(rope_factors, getattr(tensors.args, "original_length", None))
     saved = getattr(tensors.args, "longrope2_factors", None)
     if saved is None:
         return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
@@ -13,7 +14,7 @@ from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architect
 from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json
-from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.rope import RopeFactors, load_factors
 from megatron_longrope2.rope.hf import HfRope, factors_from_hf, merge_into_hf, read_hf_rope
 
 CONFIG = "config.json"
@@ -138,6 +139,27 @@ class HFConfig:
             InputError: a rope type that is not known, or a broken one.
         """
         return factors_from_hf(self.full, source=str(self.path))
+
+    def load_factors(self, place: str | Path, original_length: int | None) -> RopeFactors:
+        """Factors from a file or by published name, for this model.
+
+        Raises:
+            InputError: they are another model's, or their short window is not the RoPE that this model has.
+        """
+        rope = self.rope
+        factors = load_factors(
+            place, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, original_length=original_length
+        )
+        own = self.factors()
+        if own is not None and not (
+            np.allclose(own.short_factor, factors.short_factor, rtol=1e-6)
+            and own.attention_factor.short == factors.attention_factor.short
+        ):
+            raise InputError(
+                f"{place}: short_factor: {self.path} has rope type {rope.rope_type}, which the short window "
+                "would lose; write the model's own factors into short_factor and attention_factor.short"
+            )
+        return factors
 
     def check_window(self, original_length: int) -> None:
         """Refuse sliding-window attention that bites inside the pre-trained window.

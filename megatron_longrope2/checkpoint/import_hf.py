@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, is_finite, nbytes, some
+from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, is_finite, nbytes, some
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.hf_files import HFTensors, check_space
 from megatron_longrope2.checkpoint.hf_folder import copy_side_files
@@ -15,7 +15,7 @@ from megatron_longrope2.checkpoint.mapping import Block, Mapping, ModelDims, Sha
 from megatron_longrope2.checkpoint.megatron_files import Chunk, Stack, write_checkpoint
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
-from megatron_longrope2.rope import RopeFactors, load_factors
+from megatron_longrope2.rope import RopeFactors
 
 _FREE_NAMES = ("rotary_emb.inv_freq",)
 """Endings of tensors that old Hugging Face folders hold and no model needs."""
@@ -90,13 +90,7 @@ def _import_factors(
     config: HFConfig, rope_factors: str | Path | None, original_length: int | None
 ) -> RopeFactors | None:
     if rope_factors is not None:
-        rope = config.rope
-        return load_factors(
-            rope_factors,
-            rope_base=rope.rope_base,
-            rotary_dim=rope.rotary_dim,
-            original_length=original_length,
-        )
+        return config.load_factors(rope_factors, original_length)
     factors = config.factors()
     if factors is not None and original_length not in (None, factors.original_length):
         raise InputError(
@@ -175,12 +169,13 @@ class _Maker:
         parts = []
         for name in names:
             part = self.tensors[name]
+            part = part if self.dtype is None else part.to(self.dtype)
             if not self.allow_nonfinite and not is_finite(part):
                 raise InputError(
-                    f"{self.tensors.file_of(name)}: {name}: holds NaN or infinity; "
+                    f"{self.tensors.file_of(name)}: {name}: holds NaN or infinity{in_dtype(self.dtype)}; "
                     "pass --allow-nonfinite to convert it all the same"
                 )
-            parts.append(part if self.dtype is None else part.to(self.dtype))
+            parts.append(part)
         if self.progress is not None:
             self.progress.update()
         return block.make(parts).view(size)

@@ -8,6 +8,7 @@ iteration) pickled as the object `common_state`; older checkpoints keep that in 
 import io
 import json
 import pickle
+import struct
 import warnings
 import zipfile
 from argparse import Namespace
@@ -21,7 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -43,13 +44,15 @@ from torch.futures import Future
 from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
 from megatron_longrope2.checkpoint.pieces import Pieces
-from megatron_longrope2.checkpoint.torch_archive import load_object, map_tensor
+from megatron_longrope2.checkpoint.torch_archive import load_metadata, load_object, map_tensor
 from megatron_longrope2.errors import InputError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 _COMMON = "common_state/shard_0_1"
 _FILE_BYTES = 4_000_000_000
+# What reading a missing, cut off or overwritten file may raise.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 
 # Modules whose (empty) extra state both layer specs look for when they load; Transformer Engine keeps its
 # scaling factors there when it trains in 8 bits.
@@ -227,8 +230,9 @@ class MegatronTensors:
         """
         self.folder = _checkpoint_folder(Path(load_dir))
         try:
-            metadata = FileSystemReader(self.folder).read_metadata()
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+            with (self.folder / ".metadata").open("rb") as file:
+                metadata = load_metadata(file)
+        except Exception as error:
             raise InputError(f"{self.folder / '.metadata'}: cannot be read: {error}") from error
         self._tensors = {
             name: value
@@ -263,7 +267,7 @@ class MegatronTensors:
             with (self.folder / info.relative_path).open("rb") as file:
                 file.seek(info.offset)
                 return load_object(io.BytesIO(file.read(info.length)))[0]
-        except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        except (*_DAMAGED, RuntimeError) as error:
             raise InputError(f"{self.folder}: common_state: cannot be read: {error}") from error
 
     def names(self) -> set[str]:
@@ -308,7 +312,7 @@ class MegatronTensors:
         path = self.folder / info.relative_path
         try:
             chunk = map_tensor(path, info.offset, info.length, dtype)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except (*_DAMAGED, zipfile.BadZipFile, struct.error) as error:
             raise InputError(
                 f"{path}: {item.storage_index.fqn}: missing or damaged data ({error}); copy it again"
             ) from error

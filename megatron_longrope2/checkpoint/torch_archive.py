@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("argparse", "Namespace"): Namespace,
@@ -46,6 +47,29 @@ class Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return _ALLOWED.get((module, name), Unread)
+
+
+class _MetadataUnpickler(Unpickler):
+    """Also makes what torch.distributed.checkpoint keeps in .metadata."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"):
+            return pickle.Unpickler.find_class(self, module, name)
+        if (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout")):
+            return pickle.Unpickler.find_class(self, module, name)
+        return super().find_class(module, name)
+
+
+def load_metadata(file: IO[bytes]) -> Metadata:
+    """The table of contents of a `torch_dist` checkpoint.
+
+    Raises:
+        Exception: damaged; unpickling may raise anything.
+    """
+    metadata = _MetadataUnpickler(file).load()
+    if not isinstance(metadata, Metadata):
+        raise pickle.UnpicklingError("not a table of contents")
+    return metadata
 
 
 def load(*_: Any, **__: Any) -> Any:

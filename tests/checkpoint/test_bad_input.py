@@ -1,9 +1,14 @@
 """What cannot be converted exactly is refused in one line, and nothing is left half-written."""
 
+import contextlib
 import json
+import os
+import pickle
+import random
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_longrope2.checkpoint import hf_files
 from megatron_longrope2.checkpoint.export_hf import export_hf
+from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors
@@ -117,6 +123,14 @@ def test_nonfinite_weights_unless_allowed(hf: Path, bad: float) -> None:
     export_hf(out, hf.parent / "back", allow_nonfinite=True)
 
 
+def test_dtype_that_is_too_narrow(hf: Path) -> None:
+    change_weights(hf, lambda tensors: tensors[Q_PROJ].view(-1)[-1:].fill_(1e6))
+    assert_import_refused(hf, f"{Q_PROJ}: holds NaN or infinity in float16", dtype=torch.float16)
+    import_hf(hf, hf.parent / "out")
+    with pytest.raises(InputError, match="layer 1: holds NaN or infinity in float16"):
+        export_hf(hf.parent / "out", hf.parent / "back", dtype=torch.float16)
+
+
 def test_mixed_dtypes_need_a_choice(hf: Path) -> None:
     change_weights(hf, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].half()}))
     assert_import_refused(hf, f"{Q_PROJ}: torch.float16 beside torch.float32; .* give --dtype")
@@ -201,6 +215,17 @@ def test_factors_of_another_model(hf: Path) -> None:
     assert_import_refused(hf, "rotary_dim: the factors are for 32", rope_factors=hf / "factors.json")
 
 
+def test_factors_that_forget_the_rope_a_model_has(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf", **rope_changes("llama3"))
+    ours = longrope2_factors(tmp_path)
+    file = tmp_path / "factors.json"
+    assert_import_refused(hf, "short_factor: .*config.json has rope type llama3", rope_factors=file)
+    own = HFConfig.read(hf).factors()
+    assert own is not None
+    replace(ours, short_factor=own.short_factor).save(file)
+    import_hf(hf, tmp_path / "out", rope_factors=file)
+
+
 def test_original_length_that_contradicts(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf", **rope_changes("yarn"))
     assert_import_refused(hf, "64 contradicts --original-length 65", original_length=65)
@@ -239,6 +264,29 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_damaged_metadata(megatron: Path) -> None:
     (megatron / "release/.metadata").write_bytes(b"\x80\x04nonsense")
     assert_export_refused(megatron, "metadata: cannot be read")
+
+
+def test_metadata_that_would_run_code(megatron: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "attacked"),))
+
+    (megatron / "release/.metadata").write_bytes(pickle.dumps(Attack()))
+    assert_export_refused(megatron, "metadata: cannot be read: not a table of contents")
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_overwritten_metadata(seed: int, megatron: Path) -> None:
+    path = megatron / "release/.metadata"
+    data = bytearray(path.read_bytes())
+    numbers = random.Random(seed)
+    start = numbers.randrange(len(data) - 40)
+    data[start : start + 40] = numbers.randbytes(40)
+    path.write_bytes(data)
+    with contextlib.suppress(InputError):
+        export_hf(megatron, megatron.parent / "out")
+    assert not list(megatron.parent.glob(".out*"))
 
 
 def test_truncated_data(megatron: Path) -> None:
