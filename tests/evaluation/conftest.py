@@ -1,12 +1,17 @@
-"""The tiny model, written once, and a launcher of worker modules."""
+"""The tiny model, written once, and what a Megatron job of each layout measures on it, run once."""
 
+import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.distributed.launch import torchrun
 from tests.evaluation.tiny_llama import write_model
+
+Measured = Callable[[int, int, int], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +23,14 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., str]:
-    """Run a worker module of this folder in so many processes; its output."""
+def measured(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Results of `worker` with so many tensor, pipeline and context parallel ranks."""
 
-    def run(worker: str, *arguments: object, processes: int = 1) -> str:
-        return torchrun(processes, "-m", f"tests.evaluation.{worker}", *map(str, arguments))
+    @cache
+    def run(tp: int, pp: int, cp: int) -> dict[str, Any]:
+        output = tmp_path_factory.mktemp("measured") / "results.json"
+        layout = map(str, (tp, pp, cp))
+        torchrun(tp * pp * cp, "-m", "tests.evaluation.worker", tiny_llama, output, *layout)
+        return json.loads(output.read_text())
 
     return run

@@ -1,6 +1,5 @@
 """Generation with a cache equals recomputation at every step: below, above and across the boundary."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,8 @@ def reference(tiny_llama: Path) -> list[tuple[list[int], torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def single(tiny_llama: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    output = tmp_path_factory.mktemp("generation") / "single.json"
-    launch("generate_worker", tiny_llama, output, 1, 1)
-    return json.loads(output.read_text())
+def single(measured: Callable[..., dict[str, Any]]) -> Any:
+    return measured(1, 1, 1)["generation"]
 
 
 def test_equals_recomputation(single: Any, reference: list[tuple[list[int], torch.Tensor]]) -> None:
@@ -77,13 +74,15 @@ def test_refusals(single: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
-def test_layouts_agree(
-    tp: int, pp: int, single: Any, tiny_llama: Path, launch: Callable[..., str], tmp_path: Path
-) -> None:
-    launch("generate_worker", tiny_llama, tmp_path / "out.json", tp, pp, processes=tp * pp)
-    split = json.loads((tmp_path / "out.json").read_text())
+def test_layouts_agree(single: Any, measured: Callable[..., dict[str, Any]]) -> None:
+    split = measured(2, 2, 1)["generation"]
     assert split["tokens"] == single["tokens"]
     assert split["sampled"] == single["sampled"]
     for logits, wanted in zip(split["logits"], single["logits"], strict=True):
         torch.testing.assert_close(torch.tensor(logits), torch.tensor(wanted), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_context_parallelism_is_refused(measured: Callable[..., dict[str, Any]]) -> None:
+    wanted = "generation: load the model without context and sequence parallelism"
+    assert measured(2, 1, 2)["generation"] == wanted

@@ -1,6 +1,5 @@
 """Megatron's scores equal transformers', in every layout and in both windows."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,12 @@ def expected(tiny_llama: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("tp", "pp", "cp"),
-    [(1, 1, 1), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((2, 2, 1), (1, 1, 2)))],
+    "layout", [(1, 1, 1), *(pytest.param(some, marks=pytest.mark.slow) for some in ((2, 2, 1), (2, 1, 2)))]
 )
 def test_equals_transformers(
-    tp: int,
-    pp: int,
-    cp: int,
-    tiny_llama: Path,
-    launch: Callable[..., str],
-    tmp_path: Path,
-    expected: dict[str, Any],
+    layout: tuple[int, int, int], measured: Callable[..., dict[str, Any]], expected: dict[str, Any]
 ) -> None:
-    launch("score_worker", tiny_llama, tmp_path / "scores.json", tp, pp, cp, processes=tp * pp * cp)
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = measured(*layout)["scores"]
     assert list(leaves(scores["given"])) == pytest.approx(list(leaves(expected)), rel=1e-4)
     assert scores["again"] == scores["given"]
     assert scores["none"]["short"] == scores["given"]["short"]

@@ -1,0 +1,74 @@
+"""All measurements and generation on the Megatron model in one layout, as JSON: FOLDER OUTPUT TP PP CP."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope2 import device
+
+device.install()
+
+import torch
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.generation import Sampling, generate
+from megatron_longrope2.evaluation.megatron_scorer import MegatronScorer
+from megatron_longrope2.model.loading import LoadedModel, load_model
+from megatron_longrope2.rope import make_factors
+from tests.evaluation.measure import measure_all
+from tests.evaluation.tiny_llama import factors, prompts
+
+
+def scores(model: LoadedModel, books: Path) -> dict[str, Any]:
+    """With the checkpoint's factors, with none, and with the checkpoint's again."""
+    scorer = MegatronScorer(model)
+    results = {"given": measure_all(scorer, model.tokenizer(), books)}
+    shape = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": 64, "target_length": 256}
+    for name, used in (("none", make_factors("none", **shape)), ("again", factors())):
+        model.set_factors(used)
+        results[name] = measure_all(scorer, model.tokenizer(), books)
+    return results
+
+
+def generation(model: LoadedModel) -> dict[str, Any]:
+    rows = generate(model, prompts(), 12, return_logits=True)
+    sampling = Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
+    sampled = generate(model, prompts(), 12, sampling=sampling)
+    return {
+        "tokens": [row.tokens for row in rows],
+        "logits": [row.logits.tolist() for row in rows if row.logits is not None],
+        "stopped": generate(model, prompts()[1:2], 12, stop_token=rows[1].tokens[3])[0].tokens,
+        "sampled": [row.tokens for row in sampled],
+        "sampled_alone": generate(model, prompts()[:1], 12, sampling=sampling)[0].tokens,
+        "too_long": refusal(model, [[1] * 250]),
+        "empty": refusal(model, [[1], []]),
+    }
+
+
+def refusal(model: LoadedModel, given: list[list[int]]) -> str:
+    try:
+        generate(model, given, 7)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    tp, pp, cp = map(int, sys.argv[3:6])
+    model = load_model(
+        folder / "megatron",
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        context_parallel_size=cp,
+        extra_arguments=("--sequence-parallel",) if cp > 1 else (),
+    )
+    results: dict[str, Any] = {"scores": scores(model, folder / "books")}
+    results["generation"] = generation(model) if cp == 1 else refusal(model, [[1]])
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        output.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
