@@ -43,7 +43,7 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.10"],
-        "eval": ["lm-eval>=0.4.9"],
+        "eval": ["lm-eval>=0.4.9", "wonderwords"],
         "dev": ["hypothesis", "mypy", "pytest", "ruff"],
     },
     entry_points={
