@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-# Addresses of this machine that need no name service: `scontrol show hostnames` gives what ranks can connect to.
+# Addresses of this machine: `scontrol show hostnames` then gives what ranks can connect to.
 NODES = ("127.0.0.2", "127.0.0.3")
 
 CONFIGURATION = """

@@ -1,0 +1,230 @@
+"""The tiny example's whole chain on a real Slurm: two nodes, a killed rank, a warning, a refusal."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_longrope2.files import read_json
+from megatron_longrope2.launch.chain import load_chain
+from tests.distributed.launch import ROOT, torchrun
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import processes
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+STEPS = 24
+# A machine that is busy with other things takes several times as long.
+PATIENCE = 900
+
+SETTINGS = f"""
+name = "tiny"
+run = "run"
+
+[model]
+hf_dir = "{ROOT}/examples/tiny_cpu/base"
+target_length = 512
+books = "{ROOT}/examples/tiny_cpu/books/train"
+held_out_books = "{ROOT}/examples/tiny_cpu/books/held_out"
+
+[slurm]
+partition = "tiny"
+warning_seconds = 60
+attempts = 5
+
+[environment]
+python = "{sys.executable}"
+
+[stages.import]
+time = "30"
+
+[stages.preprocess]
+time = "30"
+options = "--input {ROOT}/examples/tiny_cpu/books/held_out --original-length 256 --cut-long-documents"
+
+[stages.needles]
+time = "30"
+options = "--samples 8 --keys train"
+
+[stages.search]
+time = "30"
+nodes = 2
+options = "--samples 2 --population 9 --iterations 1 --held-out-samples 0 --fix-attention-factor"
+
+[stages.train]
+time = "30"
+nodes = 2
+pools = ["short 2 {{run}}/data/short", "long 1 {{run}}/data/long", "long 1 {{run}}/needles/train"]
+options = '''--micro-batch-size 1 --global-batch-size 2 --train-iters {STEPS} --lr 1e-3 --clip-grad 1.0
+    --lr-decay-style cosine --save-interval 4 --log-interval 1 --repeat-data --num-workers 0'''
+
+[stages.export]
+time = "30"
+
+[stages.evaluate]
+time = "30"
+measures = ["needle --lengths 512 --depths 1 --repetitions 1"]
+"""
+
+
+def tool(cluster: Cluster, *words: object) -> tuple[int, str]:
+    """Exit status and output of a command of tools/."""
+    finished = cluster.run(sys.executable, *map(str, words), check=False)
+    return finished.returncode, finished.stdout + finished.stderr
+
+
+def submit(cluster: Cluster, folder: Path, text: str) -> tuple[Path, dict[str, str]]:
+    """Submit a chain; its run folder and jobs."""
+    file = folder / "settings.toml"
+    file.write_text(text)
+    status, output = tool(cluster, ROOT / "tools/submit.py", file)
+    assert status == 0, output
+    return folder / "run", dict(re.findall(r"^(\w+) +job (\d+)$", output, re.MULTILINE))
+
+
+def wait(condition: Callable[[], Any], run: Path) -> Any:
+    """Poll until a condition holds; on the way a stage that was not expected to stop ends the test."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, logs(run)
+        for report in run.glob("stages/*/report.json"):
+            assert read_json(report)["outcome"] != "stopped", logs(run)
+        time.sleep(0.1)
+    return value
+
+
+def logs(run: Path) -> str:
+    """The end of every log."""
+    files = [*run.glob("stages/*/job-*.log"), *run.glob("stages/*/attempt-*/rank-*.log")]
+    return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-1500:]}" for file in sorted(files))
+
+
+def iterations(run: Path, attempt: int) -> list[int]:
+    """Training iterations that an attempt logged."""
+    folder = run / f"stages/train/attempt-{attempt}"
+    text = "".join(log.read_text(errors="replace") for log in sorted(folder.glob("rank-*.log")))
+    return [int(found) for found in re.findall(r"iteration +(\d+)/", text)]
+
+
+def outcome(run: Path, stage: str) -> str | None:
+    """What a stage's report says, if there is one."""
+    report = run / f"stages/{stage}/report.json"
+    return read_json(report)["outcome"] if report.exists() else None
+
+
+def saved(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer states."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        state = dist_checkpointing.load_plain_tensors(str(checkpoint))
+    finally:
+        torch.distributed.destroy_process_group()
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def test_the_chain_survives(cluster: Cluster, tmp_path: Path) -> None:
+    run, jobs = submit(cluster, tmp_path, SETTINGS)
+    assert list(jobs) == ["import", "preprocess", "needles", "search", "train", "export", "evaluate"]
+    status, output = tool(cluster, ROOT / "tools/submit.py", tmp_path / "settings.toml")
+    assert status == 2
+    assert "submitted already" in output
+    assert jobs["train"] in output
+
+    # A rank of the second node dies after a checkpoint: the other one is ended, the job is requeued.
+    wait(lambda: max(iterations(run, 1), default=0) > 4, run)
+    ranks = {
+        pid: parent
+        for pid, parent, command in processes(SLURM_JOB_ID=jobs["train"], SLURM_PROCID="1")
+        if "megatron_longrope2.pretrain" in command
+    }
+    (rank,) = [pid for pid, parent in ranks.items() if parent not in ranks]
+    os.kill(rank, signal.SIGKILL)
+    killed = time.monotonic()
+    wait(lambda: (run / "stages/train/attempt-1/end.json").exists(), run)
+    assert time.monotonic() - killed < 60
+    status, output = tool(cluster, ROOT / "tools/status.py", run)
+    assert status == 0
+    assert re.search(r"^train +\d+ +(pending|completing|running) +[12] ", output, re.MULTILINE), output
+
+    # Slurm's warning before the time limit: save, end, requeue.
+    wait(lambda: max(iterations(run, 2), default=0) > 6, run)
+    cluster.run("scancel", "--batch", "--signal=USR1", jobs["train"])
+    wait(lambda: outcome(run, "evaluate") == "done", run)
+
+    attempts = read_json(run / "stages/train/report.json")["attempts"]
+    assert [attempt["ending"] for attempt in attempts] == ["failed", "warned", "done"], logs(run)
+    assert {attempt["job"] for attempt in attempts} == {jobs["train"]}
+    for number, attempt in enumerate(attempts, start=1):
+        assert len(list((run / f"stages/train/attempt-{number}").glob("rank-[01].log"))) == 2
+        assert attempt["step"] == max(iterations(run, number))
+    # The second attempt goes on from a regular checkpoint, the third from exactly where the second stopped.
+    assert iterations(run, 2)[0] in (5, 9, 13)
+    assert iterations(run, 3)[0] == attempts[1]["step"] + 1
+    assert attempts[2]["step"] == STEPS
+    assert (run / "hf/config.json").exists()
+    assert (run / "evaluation/needle.json").exists()
+    wait(lambda: "evaluate" not in cluster.run("squeue", "-h", "-o", "%j").stdout, run)
+    status, output = tool(cluster, ROOT / "tools/status.py", run)
+    assert len(re.findall(r" done +\d", output)) == 7, output
+
+    # The same command under torchrun, never interrupted, gives the same weights to the last bit.
+    (command,) = load_chain(run)[0]["commands"]["train"]
+    whole = tmp_path / "whole"
+    torchrun(2, *[word.replace(str(run / "checkpoints"), str(whole)) for word in command], timeout=PATIENCE)
+    expected, found = (saved(place / f"iter_{STEPS:07d}") for place in (whole, run / "checkpoints"))
+    assert len(expected) > 20
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_preflight_tells_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    text = re.sub(r"\[stages\.(preprocess|needles|search)\]\n((?!\[).*\n)+", "", SETTINGS)
+    text = text.replace("[slurm]", 'factors = "missing.json"\n\n[slurm]')
+    run, jobs = submit(cluster, tmp_path, text)
+    assert list(jobs) == ["import", "train", "export", "evaluate"]
+    deadline = time.monotonic() + PATIENCE
+    while outcome(run, "train") is None:
+        assert time.monotonic() < deadline, logs(run)
+        time.sleep(0.2)
+    log = (run / f"stages/train/job-{jobs['train']}.log").read_text()
+    for problem in ("missing.json", "data/short.bin: no such file", "needles/train.idx: no such file"):
+        assert f"preflight: {problem}" in re.sub(rf"{run}/", "", log), log
+    assert "7 problems" in log
+    report = read_json(run / "stages/train/report.json")
+    assert (report["outcome"], report["attempts"][0]["status"]) == ("stopped", 2)
+    assert not list((run / "stages/train/attempt-1").glob("rank-*.log"))
+    # What depends on it leaves the queue.
+    while cluster.run("squeue", "-h").stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    status, output = tool(cluster, ROOT / "tools/status.py", run)
+    assert re.search(r"^train +\d+ +stopped +1 .*bad input", output, re.MULTILINE), output
+    assert re.search(r"^export +\d+ +ended +0 ", output, re.MULTILINE), output
+    status, output = tool(cluster, ROOT / "tools/submit.py", tmp_path / "settings.toml")
+    assert status == 2
+    assert "--resume" in output
+
+
+def test_refused_before_anything_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    for text, message in (
+        (SETTINGS.replace('"tiny"\nwarning', '"tinny"\nwarning'), "no partition 'tinny' on this cluster"),
+        (SETTINGS.replace('run = "run"', 'run = "settings.toml/run"'), "the run folder cannot be written"),
+        (SETTINGS.replace("[slurm]\n", '[slurm]\noptions = ["--no-such-option"]\n'), "sbatch: "),
+    ):
+        file.write_text(text)
+        status, output = tool(cluster, ROOT / "tools/submit.py", file)
+        assert status == 2, output
+        assert output.startswith("error: ")
+        assert message in output
+        assert output.count("\n") == 1
+    assert not cluster.run("squeue", "-h").stdout
