@@ -202,8 +202,9 @@ def _main() -> None:
 
     if dry_run:
         cost = expected_cost(settings)
+        steps = f"{cost['steps']} steps of {cost['seconds_per_step']:.2f} s and " if cost["steps"] else ""
         lines = [
-            f"at most {cost['candidates']} candidates, {cost['evaluations']} evaluations of "
+            f"at most {steps}{cost['candidates']} candidates, {cost['evaluations']} evaluations of "
             f"{settings.target_length} tokens ({cost['tokens']:.3g} tokens)",
             f"{cost['seconds_per_evaluation']:.2f} s an evaluation, {cost['workers']} at once: at most "
             f"{cost['seconds'] / 3600:.2f} h, {cost['gpu_hours']:.1f} device hours; pruning saves part of it",

@@ -63,6 +63,26 @@ def better_half(learners: list[Learner], least: int = 1) -> list[Learner]:
     return [learner for learner in learners if learner in kept]
 
 
+def most_candidates_and_steps(job: Job) -> tuple[int, int]:
+    """Factors that a search checks, and steps that it takes, to the end."""
+    settings = job.settings.gradient
+    left = len(set(settings.starts)) + len(job.given)
+    temperatures = 2 if settings.learn_attention_factor else 1
+    candidates = len(job.given)
+    candidates += sum(len(closed_form(one, job.space)) for one in set(settings.starts)) * temperatures
+    steps = 0
+    for number in range(1, ROUNDS + 1):
+        left = max((left + 1) // 2, min(left, 2) if number == 1 else 1)
+        steps += left * (_goal(settings.steps, number) - _goal(settings.steps, number - 1))
+        candidates += left
+    return candidates, steps
+
+
+def _goal(steps: int, number: int) -> int:
+    """Steps that a start has done at the end of a round."""
+    return math.ceil(steps * number / ROUNDS)
+
+
 class _Run:
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -91,7 +111,12 @@ class _Run:
     def run(self) -> Outcome:
         finished = True
         with (
-            tqdm(total=self._most(), desc="learning", unit="step", disable=not self.job.is_main) as bar,
+            tqdm(
+                total=most_candidates_and_steps(self.job)[1],
+                desc="learning",
+                unit="step",
+                disable=not self.job.is_main,
+            ) as bar,
             Tracker(self.job.settings.output, self.cost.steps, self.job.is_main) as tracker,
         ):
             bar.update(self.cost.steps)
@@ -148,7 +173,9 @@ class _Run:
 
     def _advance(self, tracker: Tracker) -> None:
         """A step of the first start that is behind the others; at the end of a round, the checks."""
-        behind = [learner for learner in self.learners if learner.step < self._goal(self.round)]
+        behind = [
+            learner for learner in self.learners if learner.step < _goal(self.settings.steps, self.round)
+        ]
         if behind:
             self._step(behind[0], tracker)
             if time.monotonic() - self.saved > SAVE_SECONDS:
@@ -207,18 +234,6 @@ class _Run:
         ]
         return [score if math.isfinite(score) else math.inf for score in scores]
 
-    def _goal(self, number: int) -> int:
-        """Steps that a start has done at the end of a round."""
-        return math.ceil(self.settings.steps * number / ROUNDS)
-
-    def _most(self) -> int:
-        """Steps of all starts to the end."""
-        total, starts = 0, len(set(self.settings.starts)) + len(self.job.given)
-        for number in range(1, ROUNDS + 1):
-            starts = max((starts + 1) // 2, min(starts, 2) if number == 1 else 1)
-            total += starts * (self._goal(number) - self._goal(number - 1))
-        return total
-
     # Results
 
     def _save(self) -> None:
@@ -248,4 +263,11 @@ class _Run:
         }
         best = winner.best.factors
         factors = as_learned(best, best.long_factor, best.attention_factor.long, provenance)
-        return Outcome(factors, perplexity(winner.best.nll), finished, self.history, self.cost)
+        return Outcome(
+            factors,
+            perplexity(winner.best.nll),
+            finished,
+            self.history,
+            self.cost,
+            compared={f"start: {winner.name}": winner.start},
+        )

@@ -107,6 +107,7 @@ class Outcome:
         factors: the winner. perplexity: its own, on the search set.
         finished: False when a budget ended the search early; it can be resumed.
         history: JSON-ready, one entry a generation (or step).
+        compared: what else belongs into the held-out comparison.
     """
 
     factors: RopeFactors
@@ -114,6 +115,7 @@ class Outcome:
     finished: bool
     history: list[dict[str, Any]]
     cost: Cost
+    compared: dict[str, RopeFactors] = field(default_factory=dict)
 
 
 @dataclass

@@ -15,9 +15,10 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 from megatron_longrope2.search.evolve import evolve
-from megatron_longrope2.search.gradient import learn
+from megatron_longrope2.search.gradient import learn, most_candidates_and_steps
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, score_samples
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings, objective_digest, on_main
+from megatron_longrope2.search.learned import LearnedFactors
 from megatron_longrope2.search.model_loss import ModelLoss
 from megatron_longrope2.search.objective import Objective, Sample, document_samples, make_objective
 from megatron_longrope2.search.report import write_results
@@ -40,7 +41,7 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
     held_out_samples = held_out_needles(job)
     try:
         outcome = ALGORITHMS[settings.algorithm](job)
-        methods = comparison_methods(outcome.factors, job.given)
+        methods = comparison_methods(outcome.factors, job.given) | outcome.compared
         held_out = None
         if held_out_samples:
             scores = score_samples(job.scorer, methods, held_out_samples, progress=job.is_main)
@@ -55,9 +56,9 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
     return on_main(lambda: write_results(job, outcome, methods, held_out))
 
 
-def prepare(settings: SearchSettings) -> Job:
-    """Load the model and draw the samples."""
-    model = load_model(
+def load(settings: SearchSettings) -> LoadedModel:
+    """The model of a search; once a process."""
+    return load_model(
         settings.load,
         tensor_model_parallel_size=settings.tensor_model_parallel_size,
         pipeline_model_parallel_size=settings.pipeline_model_parallel_size,
@@ -65,6 +66,11 @@ def prepare(settings: SearchSettings) -> Job:
         params_dtype=torch.bfloat16 if settings.bf16 else torch.float32,
         extra_arguments=_megatron_arguments(settings),
     )
+
+
+def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Job:
+    """Load the model, unless it is given, and draw the samples."""
+    model = model or load(settings)
     rope = model.factors
     space = SearchSpace(
         rope.rope_base,
@@ -190,29 +196,44 @@ def held_out_needles(job: Job) -> list[Sample]:
 
 
 def expected_cost(settings: SearchSettings) -> dict[str, Any]:
-    """What a search would cost: one evaluation is timed on the model, after one to warm up.
+    """What a search would cost at most; an evaluation and a step are timed, each after one to warm up.
 
     Returns:
-        `candidates`, `evaluations` and `tokens` (without pruning, so at most), `seconds_per_evaluation` of
-        one data-parallel group, `workers`, `seconds` (at most), `gpu_hours`.
+        `candidates`, `evaluations` (without pruning), `seconds_per_evaluation` of one data-parallel group,
+        `steps`, `seconds_per_step` (0 for the evolution), `tokens`, `workers`, `seconds`, `gpu_hours`.
     """
     job = prepare(settings)
     factors = next(job.space.baselines())
-    for _ in range(2):
-        started = time.monotonic()
-        job.scorer([(factors, job.objective.samples[0])])
-        seconds = time.monotonic() - started
-    candidates = settings.evolution.evaluations
-    if settings.max_evaluations is not None:
-        candidates = min(candidates, settings.max_evaluations)
+    sample = job.objective.samples[0]
+    seconds = _timed(lambda: job.scorer([(factors, sample)]))
+    steps, seconds_per_step, trained = 0, 0.0, 0
+    if settings.algorithm == "gradient":
+        candidates, steps = most_candidates_and_steps(job)
+        batch = [sample] * settings.gradient.batch_size
+        seconds_per_step = _timed(lambda: job.loss(LearnedFactors(factors), batch))
+        trained = steps * len(batch)
+    else:
+        candidates = settings.evolution.evaluations
+        if settings.max_evaluations is not None:
+            candidates = min(candidates, settings.max_evaluations)
     evaluations = candidates * len(job.objective.samples)
-    total = evaluations * seconds / job.scorer.workers
+    total = evaluations * seconds / job.scorer.workers + steps * seconds_per_step
     return {
         "candidates": candidates,
         "evaluations": evaluations,
-        "tokens": evaluations * settings.target_length,
+        "steps": steps,
+        "tokens": (evaluations + trained) * settings.target_length,
         "workers": job.scorer.workers,
         "seconds_per_evaluation": seconds,
+        "seconds_per_step": seconds_per_step,
         "seconds": total,
         "gpu_hours": total * dist.get_world_size() / 3600,
     }
+
+
+def _timed(action: Callable[[], Any]) -> float:
+    for _ in range(2):
+        started = time.monotonic()
+        action()
+        seconds = time.monotonic() - started
+    return seconds

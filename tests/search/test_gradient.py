@@ -11,7 +11,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
 from megatron_longrope2.search import gradient as gradient_module
 from megatron_longrope2.search import job as job_module
-from megatron_longrope2.search.gradient import RAMP_PERIODS, ROUNDS, learn
+from megatron_longrope2.search.gradient import RAMP_PERIODS, ROUNDS, learn, most_candidates_and_steps
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings
 from megatron_longrope2.search.learned import LearnedFactors
 from megatron_longrope2.search.learner import PATIENCE, GradientSettings
@@ -125,6 +125,16 @@ def test_it_learns_and_drops_the_worse_half(tmp_path: Path) -> None:
     assert outcome.factors.method == "longrope2-learned"
     assert outcome.factors.attention_factor == AttentionFactor(1.0, pytest.approx(WANTED_ATTENTION, abs=0.1))
     assert outcome.cost.steps == 2 * 3 + 7 * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"starts": ("ramp",), "learn_attention_factor": True}, {"starts": ("ntk", "pi"), "steps": 5}],
+)
+def test_cost_is_known_before(tmp_path: Path, options) -> None:
+    job = _job(tmp_path, _Loss(), **options)
+    cost = learn(job).cost
+    assert most_candidates_and_steps(job) == (cost.candidates, cost.steps)
 
 
 def test_ramp_begins_where_it_does_best(tmp_path: Path) -> None:
