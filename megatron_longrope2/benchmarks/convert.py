@@ -58,7 +58,9 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
         for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
     ]
     # Numbers of one tensor serve all: a converter does the same work whatever they are.
-    numbers = torch.randn(max(torch.Size(spec.shape).numel() for spec in specs)).to(torch.bfloat16)
+    numbers = torch.empty(
+        max(torch.Size(spec.shape).numel() for spec in specs), dtype=torch.bfloat16
+    ).uniform_()
     tensors = ((spec.name, numbers[: torch.Size(spec.shape).numel()].view(spec.shape)) for spec in specs)
     write_safetensors(folder, specs, tensors, max_shard_bytes=500_000_000)
     return sum(spec.nbytes for spec in specs)

@@ -1,4 +1,7 @@
-"""Run with whichever transformers is first on the path: logits of a model folder, by length, to a file."""
+"""Run with whichever transformers is first on the path: logits of model folders, by length, to a file.
+
+usage: hf_logits.py OUTPUT.pt LENGTHS FOLDER... (LENGTHS is a JSON list)
+"""
 
 import json
 import sys
@@ -7,8 +10,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-if __name__ == "__main__":
-    folder, output, lengths = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+
+def logits(folder: str, lengths: list[int]) -> dict[int, torch.Tensor]:
+    """Logits on random tokens, the same for all models of one vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     found = {}
     with torch.no_grad():
@@ -16,4 +20,10 @@ if __name__ == "__main__":
             generator = torch.Generator().manual_seed(length)
             tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator)
             found[length] = model(tokens).logits
+    return found
+
+
+if __name__ == "__main__":
+    output, lengths, *folders = sys.argv[1:]
+    found = {folder: logits(folder, json.loads(lengths)) for folder in folders}
     torch.save({"version": transformers.__version__, "logits": found}, output)

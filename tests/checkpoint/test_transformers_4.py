@@ -16,6 +16,7 @@ from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, save_model
 
+Logits = dict[int, torch.Tensor]
 LENGTHS = [ORIGINAL, ORIGINAL + 1, TARGET]
 PACKAGES = ["transformers==4.57.6", "huggingface_hub>=0.34,<1.0", "tokenizers>=0.22,<0.23.1"]
 
@@ -31,21 +32,20 @@ def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def logits(folder: Path, packages: Path | None = None) -> dict[int, torch.Tensor]:
-    """Logits by length, from the installed transformers or from the one in `packages`."""
-    output = folder.parent / f"{folder.name}.pt"
+def logits(folders: list[Path], output: Path, packages: Path | None = None) -> list[Logits]:
+    """Logits by length of each model, from the installed transformers or from the one in `packages`."""
     script = Path(__file__).with_name("hf_logits.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(packages)} if packages else {}
-    command = [sys.executable, str(script), str(folder), str(output), json.dumps(LENGTHS)]
+    command = [sys.executable, str(script), str(output), json.dumps(LENGTHS), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(output)
     assert found["version"].startswith("4." if packages else "5.")
-    return found["logits"]
+    return [found["logits"][str(folder)] for folder in folders]
 
 
-def largest(one: dict[int, torch.Tensor], other: dict[int, torch.Tensor], length: int) -> float:
+def largest(one: Logits, other: Logits, length: int) -> float:
     return float((one[length] - other[length]).abs().max())
 
 
@@ -57,25 +57,27 @@ def exported(folder: Path, variant: str, *, as_llama: bool = False) -> Path:
     return folder / "back"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
-def test_both_versions_compute_the_same(variant: str, transformers_4: Path, tmp_path: Path) -> None:
-    back = exported(tmp_path, variant, as_llama=variant == "phi3")
-    new, old = logits(back), logits(back, transformers_4)
-    assert max(largest(new, old, length) for length in LENGTHS) < 1e-4
-
-
-@pytest.mark.slow
-def test_a_reader_that_ignores_the_factors_is_caught(transformers_4: Path, tmp_path: Path) -> None:
-    back = exported(tmp_path, "llama")
-    # What transformers 5 alone would have saved: transformers 4 takes it for plain RoPE without a word.
-    deaf = Path(shutil.copytree(back, tmp_path / "deaf"))
+def deaf_to_transformers_4(folder: Path) -> Path:
+    """What transformers 5 alone would have saved: transformers 4 takes it for plain RoPE without a word."""
+    deaf = Path(shutil.copytree(folder, folder.with_name("deaf")))
     config = json.loads((deaf / "config.json").read_text())
     del config["rope_scaling"]
     (deaf / "config.json").write_text(json.dumps(config))
-    new, old = logits(deaf), logits(deaf, transformers_4)
-    assert largest(new, old, ORIGINAL) < 1e-4
-    assert largest(new, old, TARGET) > 1e-2
+    return deaf
+
+
+@pytest.mark.slow
+def test_both_versions_compute_the_same(transformers_4: Path, tmp_path: Path) -> None:
+    names = ["llama", "mistral", "qwen2", "qwen3", "phi3"]
+    folders = [exported(tmp_path / name, name, as_llama=name == "phi3") for name in names]
+    folders.append(deaf_to_transformers_4(folders[0]))
+    new = logits(folders, tmp_path / "new.pt")
+    old = logits(folders, tmp_path / "old.pt", transformers_4)
+    for name, one, other in zip(names, new[:-1], old[:-1], strict=True):
+        assert max(largest(one, other, length) for length in LENGTHS) < 1e-4, name
+    # A reader that ignores the factors is caught.
+    assert largest(new[-1], old[-1], ORIGINAL) < 1e-4
+    assert largest(new[-1], old[-1], TARGET) > 1e-2
 
 
 def test_phi3_as_llama_computes_the_same(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_phi3_as_llama_computes_the_same(tmp_path: Path) -> None:
     own = exported(tmp_path / "phi3", "phi3")
     config = json.loads((back / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
-    one, other = logits(back), logits(own)
+    one, other = logits([back, own], tmp_path / "logits.pt")
     assert max(largest(one, other, length) for length in LENGTHS) < 1e-4
 
 

@@ -1,0 +1,31 @@
+"""A converted checkpoint is what a model on the Transformer Engine spec asks for (built on a CPU only)."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from tests.checkpoint.test_parity import HERE, run_child
+from tests.checkpoint.tiny_models import save_model
+
+pytestmark = [
+    pytest.mark.te,
+    pytest.mark.skipif(
+        importlib.util.find_spec("transformer_engine") is None,
+        reason="Transformer Engine is not installed: names and shapes are not compared with its spec",
+    ),
+]
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama_tied_mha", "llama_biased", "phi3", "qwen2", "qwen3"])
+def test_checkpoint_loads_into_the_transformer_engine_spec(variant: str, tmp_path: Path) -> None:
+    import_hf(save_model(tmp_path / "hf", variant), tmp_path / "megatron")
+    output = run_child([str(HERE / "load_into_transformer_engine.py"), str(tmp_path / "megatron")])
+    answer = json.loads(output.split("ANSWER")[1].splitlines()[0])
+    saved = MegatronTensors(tmp_path / "megatron")
+    assert answer["tensors"] == {name: list(saved.shape(name)) for name in saved.names()}
+    assert answer["objects"]
+    assert answer["wrong"] == []
