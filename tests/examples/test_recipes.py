@@ -4,11 +4,17 @@ import json
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from megatron_longrope2.data.mix import load_mix
+from megatron_longrope2.planning.layout import Layout
+from megatron_longrope2.planning.memory import GIB
+from megatron_longrope2.planning.model import PRESETS
+from megatron_longrope2.planning.plan import Job, Row, plan
+from megatron_longrope2.planning.speed import GPUS
 from tests.distributed.launch import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
@@ -56,6 +62,39 @@ def test_steps_are_the_papers_tokens(recipe: str) -> None:
         check=True,
     )
     assert int(settings.stdout) == pytest.approx(load_mix("paper", "").tokens, rel=1e-3)
+
+
+@cache
+def planned(recipe: str, gpu: str, gpus: int) -> list[Row]:
+    model = PRESETS[recipe.replace("_", "-")]
+    return plan(Job(model=model, gpu=GPUS[gpu], length=131072, gpus=gpus, memory=80, tokens=10e9))
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100"])
+@pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])
+def test_the_layout_is_the_planners(recipe: str, gpu: str) -> None:
+    best = planned(recipe, gpu, 64)[0].layout
+    settings = (EXAMPLES / recipe / "settings.sh").read_text()
+    assert f"TENSOR_PARALLEL:={best.tensor}}}" in settings
+    assert f"CONTEXT_PARALLEL:={best.context}}}" in settings
+    assert (best.pipeline, best.recompute) == (1, "none")
+
+
+@pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])
+def test_the_table_of_layouts_is_the_planners(recipe: str) -> None:
+    table = (EXAMPLES / recipe / "README.md").read_text().partition("| GPUs | TP |")[2]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:10]] for line in table.splitlines()[2:] if "|" in line
+    ]
+    assert len(rows) >= 7
+    for gpus, tensor, context, pipeline, data, recompute, gib, *hours in rows:
+        kind = {"none": "none", "MLPs": "mlp"}[recompute]
+        layout = Layout(int(tensor), int(context), int(pipeline), int(data), kind)  # type: ignore[arg-type]
+        for gpu, expected in zip(("h100", "a100"), hours, strict=True):
+            if expected:
+                (row,) = [row for row in planned(recipe, gpu, int(gpus)) if row.layout == layout]
+                assert f"{row.hours:.1f}" == expected, layout
+                assert f"{row.memory.total / GIB:.0f}" == gib, layout
 
 
 @pytest.mark.slow
