@@ -24,7 +24,7 @@ class LearnedFactors(torch.nn.Module):
 
     Args:
         start: where to begin; exactly, but for `lambda_0 = 1`.
-        learn_attention_factor: begin at the start's attention factor and learn it; else it is 1.
+        learn_attention_factor: learn it too; else it stays the start's.
         fixed_below_critical_dim: the paper's structure. From the start's critical dimension on (the
             theoretical one where it has none) factors are at least the scale; below it they are NTK's.
         max_factor: no factor is larger.
@@ -61,9 +61,8 @@ class LearnedFactors(torch.nn.Module):
         self._unit = (periods / start.original_length).clamp(max=1)[self.first :]
         above = factor[self.first :].log()
         self.u = torch.nn.Parameter(above / self._unit)
-        self.log_attention = torch.nn.Parameter(torch.zeros((), dtype=torch.float64), learn_attention_factor)
-        if learn_attention_factor:
-            self.log_attention.data.fill_(math.log(start.attention_factor.long))
+        attention = torch.tensor(start.attention_factor.long, dtype=torch.float64)
+        self.log_attention = torch.nn.Parameter(attention.log(), learn_attention_factor)
         self.project()
 
     @torch.no_grad()

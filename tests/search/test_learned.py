@@ -71,13 +71,13 @@ def test_critical_dimension_is_the_first_that_reaches_the_scale() -> None:
     assert learned.long_factor[at] == pytest.approx(8)
 
 
-def test_attention_factor_is_the_starts_where_it_is_learned_and_1_elsewhere() -> None:
+def test_attention_factor_begins_at_the_starts() -> None:
     start = make_factors("yarn", attention_factor=True, **GEOMETRY)
     learned = LearnedFactors(start, learn_attention_factor=True)
     assert learned.to_factors().attention_factor.long == pytest.approx(start.attention_factor.long)
     assert learned.log_attention.requires_grad
     fixed = LearnedFactors(start)
-    assert fixed.to_factors().attention_factor.long == 1
+    assert fixed.to_factors().attention_factor.long == pytest.approx(start.attention_factor.long)
     assert not fixed.log_attention.requires_grad
 
 

@@ -1,0 +1,116 @@
+"""The long window's factors learned during mid-training, beside the weights: `--train-rope-factors`.
+
+They are rotary_dim / 2 numbers, the same on every rank, and take no part in Megatron's gradient buffers and
+optimizer: their gradient is a sum over all ranks, and their Adam is `search.learner`'s. They travel in the
+checkpoint's arguments, where the exporter and later runs find them.
+"""
+
+import math
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import unwrap_model
+from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
+from torch import Tensor
+
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.arguments import factors_of
+from megatron_longrope2.search.learner import Checked, GradientSettings, Learner
+
+
+def add_factor_arguments(parser: ArgumentParser) -> None:
+    """The options of this module."""
+    group = parser.add_argument_group("LongRoPE2 factors learned in training")
+    group.add_argument(
+        "--train-rope-factors",
+        action="store_true",
+        help="go on learning the long window's factors; the checkpoint and its export hold the learned ones",
+    )
+    group.add_argument(
+        "--rope-factors-lr",
+        type=float,
+        default=1e-3,
+        help="learning rate of the factors (Adam, cosine to 5 %% over the run); default: %(default)s",
+    )
+
+
+def check_factor_arguments(args: Namespace) -> None:
+    """Settle what learning the factors needs of other options.
+
+    Raises:
+        InputError: it cannot be combined with an option, or the learning rate is not positive.
+    """
+    if not args.train_rope_factors:
+        return
+    if args.single_window:
+        raise InputError(
+            "--train-rope-factors: only the long window's are learned; leave --single-window out"
+        )
+    if args.fp16:
+        raise InputError("--train-rope-factors: their gradient knows no loss scale; use --bf16 for --fp16")
+    if not (args.rope_factors_lr > 0 and math.isfinite(args.rope_factors_lr)):
+        raise InputError(f"--rope-factors-lr: {args.rope_factors_lr:g} is not a positive number")
+    args.apply_rope_fusion = False  # the fused kernel has no gradient for the angles
+
+
+class FactorTraining:
+    """Learns the factors of a training run.
+
+    Args:
+        args: of the run; `longrope2_factors` is kept up to date, and `longrope2_learned` holds the state, so
+            that each checkpoint has both.
+        config: of the model; gets the hook that is called when a step's gradients are complete.
+    """
+
+    def __init__(self, args: Namespace, config: TransformerConfig) -> None:
+        self.args = args
+        steps = args.train_iters or args.train_samples // args.global_batch_size
+        settings = GradientSettings(steps=steps, learning_rate=args.rope_factors_lr)
+        state = _saved_state(args)
+        if state is None:
+            start = factors_of(args)
+            self.learner = Learner("--rope-factors", start, settings, Checked(math.inf, start))
+        else:
+            self.learner = Learner.restored(state, settings)
+        self._publish()
+        config.finalize_model_grads_func = self.finalize
+
+    def attach(self, model: GPTModel) -> None:
+        """Let a model chunk, wrapped or not, rotate with the factors that are being learned."""
+        unwrap_model(model).rotary_pos_emb.learn(self.learner.learned)
+
+    def finalize(self, model: list[GPTModel], num_tokens: Tensor | None = None, **options: Any) -> None:
+        """Upstream's `finalize_model_grads`, then a step of the factors."""
+        finalize_model_grads(model, num_tokens, **options)
+        assert num_tokens is not None, "the loss is per token"  # summed over all ranks by upstream
+        parameters = [one for one in self.learner.learned.parameters() if one.requires_grad]
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        shares = torch.cat([grad.flatten() for grad in grads]).to(num_tokens.device)
+        # Every rank has a share: its layers, heads, tokens, samples.
+        dist.all_reduce(shares)
+        sums = (shares / num_tokens.clamp(min=1)).cpu().split([grad.numel() for grad in grads])
+        for parameter, grad in zip(parameters, sums, strict=True):
+            parameter.grad = grad.view_as(parameter)
+        self.learner.update(0.0)
+        self.learner.learned.zero_grad()
+        self._publish()
+
+    def _publish(self) -> None:
+        start = self.learner.start
+        provenance = {**start.provenance, "start": start.method, "trained_steps": self.learner.step}
+        self.args.longrope2_factors = self.learner.learned.to_factors(provenance).to_dict()
+        self.args.longrope2_learned = self.learner.state()
+
+
+def _saved_state(args: Namespace) -> dict[str, Any] | None:
+    """What the checkpoint that the run goes on from holds; None where it begins anew."""
+    if args.finetune or not checkpoint_exists(args.load):
+        return None
+    saved = dist_checkpointing.load_common_state_dict(get_load_checkpoint_path_by_args(args))["args"]
+    return getattr(saved, "longrope2_learned", None)
