@@ -11,6 +11,7 @@ from megatron_longrope2.data.pools import Pool
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.arguments import add_model_arguments, factors_of, parse_model_arguments
 from megatron_longrope2.rope import AttentionFactor, RopeFactors
+from megatron_longrope2.training.learned_factors import add_factor_arguments, check_factor_arguments
 
 # Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with
 # a loss. Packed segments do not: only a loss per token is the same in every parallel layout.
@@ -61,6 +62,7 @@ def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:
         action="store_true",
         help="read a pool again, in another order, when the run needs more segments than it has",
     )
+    add_factor_arguments(parser)
     return parser
 
 
@@ -73,6 +75,7 @@ def parse_training_arguments() -> Namespace:
     args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
     if not args.valid_pool:
         args.eval_iters = 0
+    check_factor_arguments(args)
     if args.single_window:
         args.longrope2_factors = rescaled_everywhere(factors_of(args)).to_dict()
     if args.apply_rope_fusion and (args.micro_batch_size > 1 or args.long_window_attention == "document"):

@@ -16,8 +16,10 @@ from megatron_longrope2.device import rendezvous_store
 from megatron_longrope2.model.arguments import model_config
 from megatron_longrope2.training.arguments import parse_training_arguments
 from megatron_longrope2.training.batch import next_batch
+from megatron_longrope2.training.learned_factors import FactorTraining
 from megatron_longrope2.training.loss import batch_loss
 from megatron_longrope2.training.reports import TrainingReport, ValidationReport
+from megatron_longrope2.training.saving import check_save_folder
 from megatron_longrope2.training.segments import segment_provider
 
 
@@ -25,21 +27,30 @@ def train() -> None:
     """Parse the command line, open the data, build the model and train.
 
     Raises:
-        InputError: as `parse_training_arguments` and `segment_provider`, before Megatron is initialised.
+        InputError: as `parse_training_arguments`, `segment_provider` and `check_save_folder`, before Megatron
+            is initialised.
     """
     args = parse_training_arguments()
     config, provider = model_config(args), segment_provider(args)
+    check_save_folder(args)
+    factors = FactorTraining(args, config.transformer) if args.train_rope_factors else None
     pretrain(
         pretrain_cfg_container_from_args(args, config),
         provider,
         ModelType.encoder_or_decoder,
-        forward_step(args),
+        forward_step(args, factors),
         store=rendezvous_store(),
     )
 
 
-def forward_step(args: Namespace) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
-    """The function that takes one micro-batch through this pipeline stage."""
+def forward_step(
+    args: Namespace, factors: FactorTraining | None = None
+) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
+    """The function that takes one micro-batch through this pipeline stage.
+
+    Args:
+        factors: what learns the long window's factors, if they are learned.
+    """
     training, validation = TrainingReport(args), ValidationReport(args)
 
     def step(iterator: Iterator[dict[str, Tensor]], model: GPTModel) -> tuple[Tensor, Callable[..., Any]]:
@@ -50,6 +61,8 @@ def forward_step(args: Namespace) -> Callable[..., tuple[Tensor, Callable[..., A
         timer.stop()
         if model.training:
             update_seqlen_stats_from_cu_seqlens(batch.packed.cu_seqlens_q)
+        if factors is not None:
+            factors.attach(model)
         output = model(
             batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed
         )
