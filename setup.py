@@ -51,6 +51,7 @@ setup(
             "longrope2-factors = megatron_longrope2.tools.rescale_rope:main",
             "longrope2-import = megatron_longrope2.tools.convert_hf_to_megatron:main",
             "longrope2-export = megatron_longrope2.tools.convert_megatron_to_hf:main",
+            "longrope2-verify = megatron_longrope2.tools.verify_checkpoint:main",
             "longrope2-preprocess = megatron_longrope2.tools.preprocess_data:main",
             "longrope2-needles = megatron_longrope2.tools.make_needles:main",
             "longrope2-search = megatron_longrope2.tools.search_factors:main",
