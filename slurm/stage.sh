@@ -11,6 +11,8 @@ cd "$root" || exit 2
 # Scripts in tools/ find the package, installed or not.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export python network processes_per_node
+# From Slurm 22.05 on srun no longer takes a job's CPUs a task over by itself.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # Every rank meets at the first node. The port follows from the job id, below Linux's ephemeral ports (32768 on),
 # so that two jobs that share a node do not collide.
@@ -76,7 +78,7 @@ run_commands() {
 }
 
 run_stage() {
-    local attempt status=0 verdict=0
+    local attempt status=0 verdict
     attempt=$(on_head -m megatron_longrope2.launch.attempts begin "$run" "$stage")
     attempt_folder=$folder/attempt-$attempt
     echo "$(date -Is) $stage, attempt $attempt on $SLURM_JOB_NODELIST; logs in $attempt_folder"
@@ -85,8 +87,8 @@ run_stage() {
         --output "$attempt_folder/environment.json" || status=$?
     if ((status == 0)); then run_commands || status=$?; fi
 
-    on_head -m megatron_longrope2.launch.attempts end "$run" "$stage" "$attempt" \
-        --status "$status" --warned "$warned" || verdict=$?
+    verdict=$(on_head -m megatron_longrope2.launch.attempts end "$run" "$stage" "$attempt" \
+        --status "$status" --warned "$warned")
     if ((verdict == 75)); then
         scontrol requeue "$SLURM_JOB_ID"
         # Slurm ends this script; leaving it would complete the job.

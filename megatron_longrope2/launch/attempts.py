@@ -1,8 +1,8 @@
 """Attempts at a stage: counted, recorded, and after each the verdict: done, try again, or stop.
 
 `python -m megatron_longrope2.launch.attempts begin RUN STAGE` prints the attempt's number; `... end RUN STAGE
-NUMBER --status S --warned 0|1` prints the verdict and exits with 0 (done), 75 (put the job back into the
-queue) or the status to end the job with. Only slurm/stage.sh calls it.
+NUMBER --status S --warned 0|1` prints what the job does next: 0 (done), 75 (back into the queue), or else the
+status to end with; and says why on stderr. Only slurm/stage.sh calls it.
 """
 
 import argparse
@@ -197,8 +197,8 @@ def _main() -> None:
     verdict, code = end(
         arguments.run, arguments.stage, arguments.number, arguments.status, bool(arguments.warned)
     )
-    print(f"{arguments.stage}: {verdict.outcome}: {verdict.reason}", flush=True)
-    sys.exit(code)
+    print(f"{arguments.stage}: {verdict.outcome}: {verdict.reason}", file=sys.stderr, flush=True)
+    print(code)
 
 
 if __name__ == "__main__":

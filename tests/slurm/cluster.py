@@ -1,5 +1,6 @@
 """A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, without systemd or cgroups."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -76,8 +77,16 @@ class Cluster:
         """Cancel all jobs, then end the daemons by their pid files."""
         self.run("scancel", "--user=root", check=False)
         time.sleep(1)
-        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
-            _end(self.folder / f"{name}.pid")
+        names = (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged")
+        files = [path for name in names if (path := self.folder / f"{name}.pid").exists()]
+        pids = [int(path.read_text()) for path in files]
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sent)
+            deadline = time.monotonic() + 10
+            while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
 
 def start(folder: Path) -> Cluster:
@@ -118,20 +127,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _end(pid_file: Path) -> None:
-    if not pid_file.exists():
-        return
-    pid = int(pid_file.read_text())
-    try:
-        os.kill(pid, signal.SIGTERM)
-        for _ in range(100):
-            os.kill(pid, 0)
-            time.sleep(0.1)
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _logs(folder: Path) -> str:

@@ -1,0 +1,84 @@
+"""Command lines that the tools understand, and a job file that bash reads back word for word."""
+
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_longrope2.launch.commands import job_file, stage_commands
+from megatron_longrope2.launch.settings import NEEDS, ROOT, load_settings
+from tests.launch.conftest import Write
+
+
+def test_training(write: Write, tmp_path: Path) -> None:
+    settings = load_settings(write())
+    (words,) = stage_commands(settings, "train")
+    line = " ".join(words)
+    run = tmp_path / "run"
+    assert f"--pool short 3 {run}/data/short --pool long 7 {tmp_path}/long" in line
+    assert f"--rope-factors {run}/search/factors.json --seq-length 512" in line
+    assert "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 1 --context-parallel-size 2" in line
+    assert "--exit-signal-handler --exit-signal SIGURG" in line
+    # The settings' own options come last: argparse keeps the last one.
+    assert words[-3:] == ["--sequence-parallel", "--lr", "1e-3"]
+
+
+def test_factors_instead_of_a_search(write: Write) -> None:
+    text = ('[stages.search]\ntime = "10:00"', "")
+    settings = load_settings(write(text, ("[slurm]", 'factors = "llama3-8b-128k"\n[slurm]')))
+    (words,) = stage_commands(settings, "train")
+    assert words[words.index("--rope-factors") + 1] == "llama3-8b-128k"
+
+
+def test_measures(write: Write, tmp_path: Path) -> None:
+    needle, harness = stage_commands(load_settings(write()), "evaluate")
+    assert needle[:2] == ["tools/evaluate.py", "needle"]
+    assert needle[needle.index("--load") + 1] == str(tmp_path / "run/checkpoints")
+    assert "--load" not in harness
+    assert harness[harness.index("--hf-dir") + 1] == str(tmp_path / "run/hf")
+
+
+@pytest.mark.parametrize("stage", [name for name in NEEDS if name != "train"])
+def test_the_tools_know_the_options(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load_settings(ROOT / "slurm/example.toml")
+    for words in stage_commands(settings, stage):
+        command = words[:2] if stage == "evaluate" else words[:1]
+        monkeypatch.setattr(sys, "argv", [*command, "--help"])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        text = capsys.readouterr().out
+        for option in (word for word in words if word.startswith("--")):
+            assert option in text, f"{command}: {option}"
+
+
+def test_bash_reads_the_job_file_back(write: Write, tmp_path: Path) -> None:
+    odd = """--note "it's $HOME `x` a\\\\b" --empty '' --star *"""
+    settings = load_settings(
+        write(
+            ('"--sequence-parallel --lr 1e-3"', f"'''{odd}'''"),
+            (
+                'python = "python"',
+                'python = "python"\ncontainer_image = "/i m.sqsh"\ncontainer_mounts = ["/a:/b"]',
+            ),
+        )
+    )
+    file = tmp_path / "job.sh"
+    file.write_text(job_file(settings, "train"))
+    script = """set -euo pipefail; source "$1"; eval "words=(${commands[0]})"; printf '%s\\n' "${words[@]}"
+        printf '%s\\n' "${container[@]}" "$stage" "$processes_per_node" "$run" """
+    printed = subprocess.run(
+        ["bash", "-c", script, "bash", file], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout.split("\n")
+    (words,) = stage_commands(settings, "train")
+    assert shlex.split(odd)[1] == "it's $HOME `x` a\\b"
+    assert printed[: len(words)] == words
+    assert printed[len(words) : -1] == [
+        "--container-image=/i m.sqsh",
+        f"--container-mounts={ROOT}:{ROOT},{tmp_path}/run:{tmp_path}/run,/a:/b",
+        *("train", "4", f"{tmp_path}/run"),
+    ]
