@@ -22,7 +22,7 @@ FORCED: dict[str, Any] = {
     "log_timers_to_tensorboard": True,
     "log_validation_ppl_to_tensorboard": True,
 }
-DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000}
+DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000, "save_interval": 100}
 
 
 def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:

@@ -1,0 +1,46 @@
+"""Whether checkpoints can be saved, asked before training rather than at the first save."""
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from megatron_longrope2.errors import InputError
+
+GB = 10**9
+
+
+def check_save_folder(args: Namespace) -> None:
+    """Make the folder of `--save`, write to it, and see that one checkpoint fits on its disk.
+
+    Raises:
+        InputError: it cannot be made or written, or the disk is too full.
+    """
+    if args.save is None or args.rank != 0:
+        return
+    folder = Path(args.save)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise InputError(f"{folder}: --save: cannot be written: {error.strerror or error}") from error
+    needed, free = checkpoint_bytes(args), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: --save: a checkpoint takes about {needed / GB:.1f} GB, the disk has {free / GB:.1f} "
+            "GB free; free some or save elsewhere"
+        )
+
+
+def checkpoint_bytes(args: Namespace) -> int:
+    """Size of a checkpoint: weights and, unless `--no-save-optim`, Adam's states and float32 weights."""
+    heads = args.num_attention_heads
+    groups = args.num_query_groups if args.group_query_attention else heads
+    layer = 2 * args.hidden_size * args.kv_channels * (heads + groups)
+    layer += (3 if args.swiglu else 2) * args.hidden_size * args.ffn_hidden_size
+    embeddings = 2 if args.untie_embeddings_and_output_weights else 1
+    parameters = args.num_layers * layer + embeddings * args.hidden_size * args.padded_vocab_size
+    weight = 2 if args.bf16 or args.fp16 else 4
+    states = 0 if args.no_save_optim else 8 if weight == 4 else 12
+    return parameters * (weight + states)
