@@ -101,7 +101,8 @@ def _layout(stage: StageSettings) -> list[str]:
 
 
 def _pools(settings: Settings, stage: StageSettings) -> list[str]:
-    return [word for pool in stage.pools for word in ("--pool", *settings.fill(pool).split())]
+    mix = ["--mix", settings.fill(stage.mix)] if stage.mix else []
+    return mix + [word for pool in stage.pools for word in ("--pool", *settings.fill(pool).split())]
 
 
 def _measure(settings: Settings, measure: str) -> list[str]:

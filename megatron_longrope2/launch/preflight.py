@@ -210,9 +210,15 @@ def _pool_problems(settings: Settings) -> list[str]:
     """Each pool is there, and was made with the model's tokenizer."""
     folder = settings.model.hf_dir
     own = {_sha256(folder / name) for name in TOKENIZERS if (folder / name).is_file()}
+    stage = settings.stages["train"]
+    prefixes = [settings.fill(pool).split()[2] for pool in stage.pools]
+    if stage.mix:
+        # It imports Megatron, which takes seconds.
+        from megatron_longrope2.data.mix import load_mix_pools
+
+        prefixes += [pool.path_prefix for pool in load_mix_pools(settings.fill(stage.mix))[0]]
     found = []
-    for pool in settings.stages["train"].pools:
-        prefix = settings.fill(pool).split()[2]
+    for prefix in prefixes:
         missing = [f"{prefix}{suffix}" for suffix in (".bin", ".idx") if not Path(prefix + suffix).is_file()]
         found += [f"{file}: no such file; name the pool's path without .bin and .idx" for file in missing]
         manifest = Path(prefix).with_name("manifest.json")

@@ -73,6 +73,7 @@ class StageSettings:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     context_parallel: int = 1
+    mix: str | None = None
     pools: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     options: str = ""
@@ -205,6 +206,8 @@ def _check_stage(name: str, stage: StageSettings, need: Any) -> None:
         f"{stage.ranks} processes do not divide into tensor x pipeline x context parallel = {split}",
     )
     need(bool(stage.pools) <= (name == "train"), f"{where}: pools", "belongs into stages.train")
+    need(not stage.mix or name == "train", f"{where}: mix", "belongs into stages.train")
+    need(name != "train" or stage.mix or stage.pools, f"{where}: pools", "are missing, and so is a mix")
     need(bool(stage.measures) == (name == "evaluate"), f"{where}: measures", "belongs into stages.evaluate")
     for pool in stage.pools:
         words = pool.split()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_longrope2.data import mix
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.launch import preflight
@@ -55,6 +56,17 @@ def test_all_at_once(ready: Settings, tmp_path: Path) -> None:
     assert "long.bin: no such file" in found
     assert "manifest.json: tokenizer: made with other.json, which is not the one in" in found
     assert len(found.splitlines()) == 3
+
+
+def test_a_mix(ready: Settings, write: Write, tmp_path: Path) -> None:
+    settings = load_settings(write(("pools = [", 'mix = "{here}/mix.json"\npools = [')))
+    assert "mix.json: cannot be read" in "\n".join(stage_problems(settings, "train"))
+    pool = {"path_prefix": "web/short", "window": "short", "weight": 1}
+    write_json(tmp_path / "mix.json", {"format": mix.FORMAT, "repeat": False, "pools": [pool]})
+    (missing_bin, missing_idx) = stage_problems(settings, "train")
+    assert "web/short.bin: no such file" in missing_bin
+    assert "web/short.idx: no such file" in missing_idx
+    assert settings.run == ready.run
 
 
 def test_factors_for_a_shorter_target(ready: Settings) -> None:

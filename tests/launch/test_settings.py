@@ -45,6 +45,7 @@ def test_the_example_explains_every_key() -> None:
             "stages.import: nodes: this stage is one process",
         ),
         ("[stages.import]\n", '[stages.import]\npools = ["a"]\n', "pools: belongs into stages.train"),
+        ('pools = ["short 3 {run}/data/short", "long 7 {here}/long"]\n', "", "pools: are missing, and so is"),
         ("short 3 ", "shrt 3 ", "is not 'short|long WEIGHT PREFIX'"),
         ("--lr 1e-3", "--lr '1e-3", "stages.train: options: "),
         ('[stages.search]\ntime = "10:00"', "", "model: factors: is missing; name a factor file"),

@@ -25,54 +25,14 @@ STEPS = 20
 # A machine that is busy with other things takes several times as long.
 PATIENCE = 900
 
-SETTINGS = f"""
-name = "tiny"
-run = "run"
-
-[model]
-hf_dir = "{ROOT}/examples/tiny_cpu/base"
-target_length = 512
-books = "{ROOT}/examples/tiny_cpu/books/train"
-held_out_books = "{ROOT}/examples/tiny_cpu/books/held_out"
-
-[slurm]
-partition = "tiny"
-warning_seconds = 60
-attempts = 5
-
-[environment]
-python = "{sys.executable}"
-
-[stages.import]
-time = "30"
-
-[stages.preprocess]
-time = "30"
-options = "--input {ROOT}/examples/tiny_cpu/books/held_out --original-length 256 --cut-long-documents"
-
-[stages.needles]
-time = "30"
-options = "--samples 8 --keys train"
-
-[stages.search]
-time = "30"
-nodes = 2
-options = "--samples 2 --population 9 --iterations 1 --held-out-samples 0 --fix-attention-factor"
-
-[stages.train]
-time = "30"
-nodes = 2
-pools = ["short 2 {{run}}/data/short", "long 1 {{run}}/data/long", "long 1 {{run}}/needles/train"]
-options = '''--micro-batch-size 1 --global-batch-size 2 --train-iters {STEPS} --lr 1e-3 --clip-grad 1.0
-    --lr-decay-style cosine --save-interval 5 --log-interval 1 --repeat-data --num-workers 0'''
-
-[stages.export]
-time = "30"
-
-[stages.evaluate]
-time = "30"
-measures = ["needle --lengths 512 --depths 1 --repetitions 1"]
-"""
+SETTINGS = (
+    (ROOT / "slurm/tiny_cpu.toml")
+    .read_text()
+    .replace('"../runs/slurm_tiny"', '"run"')
+    .replace("{here}/../.venv/bin/python", sys.executable)
+    .replace("{here}/..", str(ROOT))
+    .replace('"../', f'"{ROOT}/')
+)
 
 
 def tool(cluster: Cluster, *words: object) -> tuple[int, str]:
