@@ -19,6 +19,7 @@ TITLES = {
     "ntk": "NTK",
     "yarn": "YaRN",
     "longrope2": "LongRoPE2",
+    "learned": "factors learned by gradient",
     "short_only": "control: short windows only",
     "mixed_text": "ablation: text only, mixed windows",
     "single_window": "ablation: text only, rescaled RoPE on everything",
@@ -53,11 +54,8 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
         "trained": trained,
         "short_retention": base["short_ppl"] / trained["longrope2"]["short_ppl"],
         "control_retention": base["short_ppl"] / trained["short_only"]["short_ppl"],
-        "comparisons": {
-            name: _comparison(grids["longrope2"].at(target), grid.at(target))
-            for name, grid in grids.items()
-            if name != "longrope2"
-        },
+        "comparisons": _comparisons(grids, "longrope2", target),
+        "learned_comparisons": _comparisons(grids, "learned", target),
         "hf_export": {
             "path": str(folder / "hf"),
             **_logit_differences(folder / "verify.json", original, target),
@@ -68,8 +66,8 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
     }
     write_json(folder / "report.json", report)
     names = [name for name in before if name != "none"]
-    files = {name: folder / "factors" / f"{name}.json" for name in names if name != "longrope2"}
-    files["longrope2"] = folder / "search" / "factors.json"
+    files = {name: folder / "factors" / f"{name}.json" for name in names}
+    files |= {"longrope2": folder / "search" / "factors.json", "learned": folder / "learned" / "factors.json"}
     plot_factors({TITLES[name]: load_factors(files[name]) for name in names}, folder / "factors.png")
     after = {name: NeedleGrid.from_dict(measured[name]["own"]["needles"]) for name in ("longrope2",)}
     plot_needles(
@@ -101,9 +99,14 @@ def _summary(result: dict[str, Any], original: int, target: int) -> dict[str, fl
     }
 
 
-def _comparison(ours: NeedleGrid, baseline: NeedleGrid) -> dict[str, float]:
-    estimate = compare_needles(ours, baseline)
-    return {"delta_nll": estimate.mean, "ci95": estimate.ci95, "samples": estimate.count}
+def _comparisons(grids: dict[str, NeedleGrid], ours: str, target: int) -> dict[str, dict[str, float]]:
+    """`ours` minus each closed-form method, and for learned factors minus the search's."""
+    others = [name for name in grids if name != ours and (name != "learned" or ours == "learned")]
+    estimates = {name: compare_needles(grids[ours].at(target), grids[name].at(target)) for name in others}
+    return {
+        name: {"delta_nll": estimate.mean, "ci95": estimate.ci95, "samples": estimate.count}
+        for name, estimate in estimates.items()
+    }
 
 
 def _logit_differences(path: Path, original: int, target: int) -> dict[str, float]:
@@ -121,9 +124,10 @@ def _markdown(report: dict[str, Any]) -> str:
         f"| | needle perplexity at {target} | needle accuracy at {target} | needle accuracy at {original} "
         f"| text perplexity at {original} | text perplexity at {target} |\n|---|---|---|---|---|---|"
     )
+    ours, learned = report["comparisons"], report["learned_comparisons"]
     comparisons = "\n".join(
-        f"| {TITLES[name]} | {row['delta_nll']:+.3f} ± {row['ci95']:.3f} |"
-        for name, row in report["comparisons"].items()
+        f"| {TITLES[name]} | {_interval(ours.get(name))} | {_interval(row)} |"
+        for name, row in learned.items()
     )
     worse = [
         TITLES[name] for name, row in report["comparisons"].items() if row["delta_nll"] - row["ci95"] > 0
@@ -143,11 +147,11 @@ Needles and texts are from books and keys that neither training nor the search s
 {header}
 {_rows(report["methods"])}
 
-LongRoPE2 minus each method, held-out needles at {target} tokens, nats per answer token (paired, 95 %
-interval; positive is worse):
+LongRoPE2, and the factors learned by gradient, minus each method: held-out needles at {target} tokens, nats
+per answer token (paired, 95 % interval; positive is worse):
 
-| baseline | difference |
-|---|---|
+| | LongRoPE2 | learned |
+|---|---|---|
 {comparisons}
 
 LongRoPE2 is {verdict}.
@@ -178,6 +182,10 @@ What mixed windows protect, after {report["ablation_steps"]} steps on text only:
 |---|---|
 {stages}
 """
+
+
+def _interval(row: dict[str, float] | None) -> str:
+    return "" if row is None else f"{row['delta_nll']:+.3f} ± {row['ci95']:.3f}"
 
 
 def _rows(table: dict[str, dict[str, float]]) -> str:

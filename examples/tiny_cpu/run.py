@@ -16,6 +16,7 @@ from megatron_longrope2.errors import run_main
 HERE = Path(__file__).parent
 ORIGINAL = 256
 BASELINES = ("none", "pi", "ntk", "yarn")
+FOUND = {"longrope2": "search", "learned": "learned"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Recipe:
     population: int = 20
     iterations: int = 6
     search_samples: int = 32
+    learning_steps: int = 60
     steps: int = 400
     ablation_steps: int = 100
     needle_documents: int = 512
@@ -48,6 +50,7 @@ QUICK = Recipe(
     population=9,
     iterations=1,
     search_samples=4,
+    learning_steps=2,
     steps=4,
     ablation_steps=2,
     needle_documents=8,
@@ -125,13 +128,24 @@ def stages(recipe: Recipe, folder: Path) -> list[Stage]:
             ),
             processes=2,
         ),
+        Stage(
+            "learn",
+            (
+                "tools/search_factors.py",
+                *("--algorithm", "gradient", "--load", str(folder / "base"), "--no-recompute"),
+                *("--books", str(HERE / "books" / "train"), "--held-out-samples", "0"),
+                *("--target-length", str(recipe.target_length), "--steps", str(recipe.learning_steps)),
+                *("--output", str(folder / "learned")),
+            ),
+            processes=2,
+        ),
         _measure(
             "before",
             folder / "base",
             recipe,
             folder,
             {method: factors / f"{method}.json" for method in BASELINES}
-            | {"longrope2": folder / "search" / "factors.json"},
+            | {name: folder / place / "factors.json" for name, place in FOUND.items()},
         ),
         *(stage for name in TRAININGS for stage in _train_and_measure(name, recipe, folder)),
         Stage(
