@@ -31,7 +31,9 @@ stop_signal=TERM
 if [[ $stage == train ]]; then stop_signal=URG; fi
 
 # One process on the first node, or one a node: bookkeeping and checks, not the stage itself.
-on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${container[@]}" "$python" "$@"; }
+on_head() {
+    srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="$MASTER_ADDR" "${container[@]}" "$python" "$@"
+}
 on_each_node() { srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" "${container[@]}" "$python" "$@"; }
 
 # One process a GPU (or as many a node as the settings say), a log for each. When one fails the others are ended
