@@ -49,10 +49,10 @@ launch() {
 wait_for() {
     local status=0
     wait "$1" || status=$?
-    # A trapped signal ends `wait` early.
-    if ((warned)) && kill -0 "$1" 2>/dev/null; then
-        echo "$(date -Is) Slurm warns: sending SIG$stop_signal to the ranks"
+    if ((warned)); then
+        # The trapped signal ended `wait`, which says nothing of the process; bash still knows how it ended.
         while kill -0 "$1" 2>/dev/null; do
+            echo "$(date -Is) Slurm warns: SIG$stop_signal to the ranks"
             scancel --signal="$stop_signal" "$SLURM_JOB_ID" || true
             sleep 5
         done
