@@ -8,7 +8,6 @@ and the inference rule at once.
 
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -16,7 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.rope.angles import angle_table
+from megatron_longrope2.rope.angles import angle_table, deployed_angles
 
 Window = Literal["short", "long"]
 
@@ -128,14 +127,12 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
     def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
         """Angles [max_seq_len, rotary_dim / 2] in float32, of the window that `max_seq_len` belongs to.
 
-        They are formed in float64 and reduced before the one rounding: position times frequency in float32
-        loses up to 8e-3 of a radian near position 131071.
+        They are what the export's readers will compute; learned ones carry gradient.
         """
-        window = self.window(max_seq_len)
-        inv_freq: Any = self.factors.inv_freq(window, dtype=np.float64)
+        window, length, device = self.window(max_seq_len), max_seq_len + offset, torch.cuda.current_device()
         if window == "long" and self._learned is not None:
-            inv_freq = self._learned[0].inv_freq()
-        return angle_table(max_seq_len + offset, inv_freq, torch.cuda.current_device())[offset:]
+            return angle_table(length, self._learned[0].inv_freq(), device)[offset:]
+        return deployed_angles(length, self.factors, window, device)[offset:]
 
     def forward(
         self,

@@ -1,6 +1,5 @@
 """Which angles a document gets."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +7,12 @@ import pytest
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_longrope2.model.rotary import DocumentLengths, LongRoPE2RotaryEmbedding
-from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
+from megatron_longrope2.rope import AttentionFactor, RopeFactors, load_factors, make_factors
+from megatron_longrope2.rope.hf import factors_to_hf
 
 ORIGINAL, TARGET, DIM = 16, 64, 8
 ONE = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
@@ -57,19 +59,19 @@ def test_switch_at_the_original_length(rotary: LongRoPE2RotaryEmbedding, length:
     table = rotary(length)
     assert table.shape == (length, 1, 1, DIM)
     assert table.dtype == torch.float32
-    np.testing.assert_allclose(table[:, 0, 0].cos().numpy(), expected(length, window), atol=1e-6)
+    np.testing.assert_allclose(table[:, 0, 0].cos().numpy(), expected(length, window), atol=2e-5)
 
 
 def test_switches_back_and_forth(rotary: LongRoPE2RotaryEmbedding) -> None:
     """One micro-batch after another, in any order, and a longer table after a shorter one."""
     for length, window in ((8, "short"), (40, "long"), (16, "short"), (64, "long"), (20, "long")):
         table = rotary(length)[:, 0, 0]
-        np.testing.assert_allclose(table.cos().numpy(), expected(length, window), atol=1e-6)
+        np.testing.assert_allclose(table.cos().numpy(), expected(length, window), atol=2e-5)
 
 
 def test_offset_continues_the_same_document(rotary: LongRoPE2RotaryEmbedding) -> None:
     np.testing.assert_allclose(
-        rotary(4, offset=5)[:, 0, 0].cos().numpy(), expected(4, "short", offset=5), atol=1e-6
+        rotary(4, offset=5)[:, 0, 0].cos().numpy(), expected(4, "short", offset=5), atol=2e-5
     )
 
 
@@ -83,14 +85,14 @@ def test_other_factors_take_effect_at_once(rotary: LongRoPE2RotaryEmbedding) -> 
     assert torch.equal(rotary(ORIGINAL), LongRoPE2RotaryEmbedding(factors(), cp_group=ONE)(ORIGINAL))
 
 
-def test_precision_at_128k() -> None:
-    long = make_factors(
-        "none", rope_base=500000.0, rotary_dim=128, original_length=8192, target_length=131072
-    )
-    table = LongRoPE2RotaryEmbedding(long, cp_group=ONE)(131072)[131071, 0, 0, :64].double().numpy()
-    exact = 131071 * long.inv_freq("long")
-    error = max(np.abs(np.cos(table) - np.cos(exact)).max(), np.abs(np.sin(table) - np.sin(exact)).max())
-    assert error < 2e-7
+@pytest.mark.parametrize("length", [8192, 131072])
+def test_angles_are_bit_for_bit_those_of_the_export(length: int) -> None:
+    """What transformers computes from the exported configuration, in either window."""
+    factors = load_factors("llama3-8b-128k")
+    config = LlamaConfig(head_dim=128, **factors_to_hf(factors))
+    theirs, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    ours = LongRoPE2RotaryEmbedding(factors, cp_group=ONE)(length)
+    assert torch.equal(ours[:, 0, 0].cos(), theirs[0])
 
 
 def test_one_window_in_a_pack_needs_no_table_a_token(rotary: LongRoPE2RotaryEmbedding) -> None:
@@ -139,8 +141,3 @@ def test_attention_factor_by_window() -> None:
 def test_one_attention_factor_stays_a_number(rotary: LongRoPE2RotaryEmbedding) -> None:
     assert rotary.attention_factor(DocumentLengths((2, 20))) == 1.0
     assert rotary.factors.attention_factor == AttentionFactor(short=1.0, long=1.0)
-
-
-def test_angles_stay_in_one_turn(rotary: LongRoPE2RotaryEmbedding) -> None:
-    """Reduced before rounding: float32 keeps 1e-7 there."""
-    assert rotary(TARGET).abs().max() <= math.pi * (1 + 1e-6)
