@@ -27,6 +27,9 @@ TRAINING_INDEX = 1_000_000
 RAMP_PERIODS = (32, 16, 8, 4)
 """Periods in the original window of the dimension where the ramp of the start "ramp" begins; YaRN's is 32."""
 
+HOPELESS = 1e6
+"""Nats a token, in the place of NaN, which JSON does not have."""
+
 SAVE_SECONDS = 2.0
 """The state is written after every check, and after a step once this much time has passed."""
 
@@ -105,6 +108,7 @@ class _Run:
         self.earlier = self.cost.seconds
         if state is None:
             self.learners = better_half(self._starts(), least=2)
+            self._save()
         else:
             self.learners = [Learner.restored(one, self.settings) for one in state["learners"]]
 
@@ -138,6 +142,7 @@ class _Run:
         options = self._start_options()
         if not options:
             raise InputError("--starts: there is none; name a method or give --init-factors")
+        options = {name: [self._bounded(one) for one in several] for name, several in options.items()}
         flat = [factors for several in options.values() for factors in several]
         scores = iter(self._validate(flat))
         learners = []
@@ -147,6 +152,12 @@ class _Run:
             learners.append(Learner(name, factors, self.settings, Checked(nll, factors)))
             self.history.append({"start": name, "step": 0, "validation": nll})
         return learners
+
+    def _bounded(self, start: RopeFactors) -> RopeFactors:
+        """The start itself, or the nearest factors that keep the constraints which were asked for."""
+        if self.settings.max_factor is None and not self.settings.fixed_below_critical_dim:
+            return start
+        return replace(self.settings.parameters(start).to_factors(), critical_dim=start.critical_dim)
 
     def _start_options(self) -> dict[str, list[RopeFactors]]:
         """The starts by name; those without an attention factor of their own also with YaRN's, to choose."""
@@ -217,7 +228,7 @@ class _Run:
         return samples
 
     def _validate(self, candidates: Sequence[RopeFactors]) -> list[float]:
-        """Each candidate's loss on the validation needles, infinite where it is NaN."""
+        """Each candidate's loss on the validation needles, `HOPELESS` where it is NaN."""
         objective = self.job.objective
         pairs = [(factors, sample) for factors in candidates for sample in objective.samples]
         losses: list[float] = []
@@ -232,7 +243,7 @@ class _Run:
             )
             for at in range(0, len(losses), count)
         ]
-        return [score if math.isfinite(score) else math.inf for score in scores]
+        return [score if math.isfinite(score) else HOPELESS for score in scores]
 
     # Results
 

@@ -65,6 +65,15 @@ class GradientSettings:
             if method not in known:
                 raise InputError(f"--starts: {method!r} is unknown; known are {', '.join(known)}")
 
+    def parameters(self, start: RopeFactors) -> LearnedFactors:
+        """The parameters to begin with."""
+        return LearnedFactors(
+            start,
+            learn_attention_factor=self.learn_attention_factor,
+            fixed_below_critical_dim=self.fixed_below_critical_dim,
+            max_factor=self.max_factor,
+        )
+
     def length(self, step: int, target_length: int, multiple: int) -> int:
         """Tokens of the needles of a step: the target, or less while the curriculum lasts.
 
@@ -90,7 +99,7 @@ class Checked:
     factors: RopeFactors
 
 
-@dataclass
+@dataclass(eq=False)
 class Learner:
     """One start and how far it has come.
 
@@ -114,12 +123,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.learned = LearnedFactors(
-            self.start,
-            learn_attention_factor=settings.learn_attention_factor,
-            fixed_below_critical_dim=settings.fixed_below_critical_dim,
-            max_factor=settings.max_factor,
-        )
+        self.learned = settings.parameters(self.start)
         rates = {self.learned.u: 1.0, self.learned.log_attention: ATTENTION_RATE}
         groups = [
             {"params": [value], "share": share} for value, share in rates.items() if value.requires_grad

@@ -169,6 +169,27 @@ def test_result_is_never_worse_than_the_best_start(tmp_path: Path, attention: bo
     assert outcome.factors.long_factor == make_factors(best, **GEOMETRY).long_factor
 
 
+def test_start_that_gives_nan_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = _Scorer.__call__
+    monkeypatch.setattr(
+        _Scorer,
+        "__call__",
+        lambda self, jobs: [
+            math.nan if job[0].long_factor[0] > 1 else loss
+            for job, loss in zip(jobs, score(self, jobs), strict=True)
+        ],
+    )
+    checks = _checks(learn(_job(tmp_path, _Loss(), starts=("pi", "ntk", "yarn"))))
+    assert len(checks["pi"]) == 1
+
+
+def test_bounds_hold_for_the_starts_too(tmp_path: Path) -> None:
+    outcome = learn(_job(tmp_path, _Loss(sign=-1), max_factor=8.5, fixed_below_critical_dim=True))
+    vector = outcome.factors.long_factor
+    assert max(vector) <= 8.5 * (1 + 1e-9)
+    assert vector[13] >= 8 * (1 - 1e-9)
+
+
 def test_needles_are_fresh_and_the_same_for_every_start(tmp_path: Path) -> None:
     loss = _Loss()
     learn(_job(tmp_path, loss))
