@@ -141,7 +141,11 @@ def _fingerprint(
     """What decides the result; parallel sizes and budgets do not."""
     if settings.algorithm == "gradient":
         own = {
-            "gradient": asdict(settings.gradient) | {"seed": settings.evolution.seed},
+            "gradient": {
+                **asdict(settings.gradient),
+                "starts": list(settings.gradient.starts),  # as JSON gives it back
+                "seed": settings.evolution.seed,
+            },
             "needles_per_document": settings.needles_per_document,
         }
     else:
