@@ -18,7 +18,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	python3.12 python3.12-venv; or: pyenv install 3.12; or: uv python install 3.12)" >&2; exit 2; }; \
 	test -x $(PYTHON) || "$$python" -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	@touch $@
 
 # The whole pipeline on this machine; see examples/tiny_cpu/README.md.

@@ -3,10 +3,12 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.tasks import TaskManager
 from megatron_longrope2.tools.evaluate import main
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -73,7 +75,6 @@ def test_measures_and_reports_side_by_side(model: Path, monkeypatch, tmp_path, c
 
 
 def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
-    pytest.importorskip("wonderwords")
     # The tiny window has no room for the benchmark's wording; any generator serves here.
     monkeypatch.setattr("megatron_longrope2.evaluation.ruler.niah.TEMPLATE", "{some}{context}{query}")
     monkeypatch.setattr("megatron_longrope2.evaluation.ruler.niah.PREFIX", "{query}")
@@ -95,7 +96,6 @@ def test_generates_across_the_boundary(model: Path, monkeypatch, capsys) -> None
 
 @pytest.mark.slow
 def test_lm_eval_on_a_local_task(model: Path, monkeypatch, capsys, tmp_path) -> None:
-    pytest.importorskip("lm_eval")
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     rows = [{"text": "the lord", "choices": [" his", " them"], "label": n % 2} for n in range(4)]
@@ -107,6 +107,8 @@ def test_lm_eval_on_a_local_task(model: Path, monkeypatch, capsys, tmp_path) -> 
         "metric_list:\n  - metric: acc\n"
     )
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    # Without the harness's own tasks, whose thirteen thousand files take ten seconds to read, twice.
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
     options = ("--tasks", "local_choice", "--metric", "acc", "--include-path", tasks, "--dtype", "float32")
     run(monkeypatch, "lm-eval", "--hf-dir", model / "hf", "--output", tmp_path / "out", *options)
     unknown = ("--tasks", "nothing", "--output", tmp_path / "none")

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import nltk
 import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -11,10 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from megatron_longrope2.evaluation.ruler import aggregation as common
 from megatron_longrope2.evaluation.ruler import niah, ruler_samples, score_answer, tracking
 from tests.evaluation.tiny_llama import write_books, write_tokenizer
-
-pytest.importorskip("lm_eval")
-pytest.importorskip("wonderwords")
-nltk = pytest.importorskip("nltk")
 
 pytestmark = pytest.mark.slow  # six million strings at the import of theirs
 COUNT = 4

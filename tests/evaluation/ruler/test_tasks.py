@@ -22,7 +22,6 @@ from megatron_longrope2.evaluation.ruler.tasks import NEW_TOKENS
 from megatron_longrope2.evaluation.ruler.words import _Pairs
 from tests.evaluation.tiny_llama import write_books, write_tokenizer
 
-pytest.importorskip("wonderwords")
 LENGTH = 3000
 
 
