@@ -190,6 +190,8 @@ def _adapt_to_device(args: Namespace) -> None:
                 "--transformer-impl: Transformer Engine is not installed; install the `gpu` extra, "
                 "or pass --transformer-impl local"
             )
+        if not importlib.util.find_spec("fused_weight_gradient_mlp_cuda"):
+            args.gradient_accumulation_fusion = False  # upstream's default needs this extension of Apex
     else:
         args.transformer_impl = "local"
         args.distributed_backend = distributed_backend()

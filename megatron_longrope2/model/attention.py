@@ -19,6 +19,7 @@ from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
 
 # Queries a block where queries start in the middle of their document: bounds the mask to BLOCK x keys.
 QUERY_BLOCK = 512
+FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class LongRoPE2SelfAttention(SelfAttention):
@@ -57,9 +58,9 @@ class TorchDotProductAttention(MegatronModule):
     """Causal attention over torch's own kernels: packed documents, GQA, context parallelism.
 
     Keys and values are gathered over the context-parallel group (as in Llama 3's training, arXiv 2407.21783
-    section 3.3.2); no rank ever holds a tokens x tokens mask. On a GPU, packs go through torch's
-    variable-length flash attention in one call; elsewhere through `scaled_dot_product_attention`, document by
-    document. The signature is upstream's `DotProductAttention`.
+    section 3.3.2); no rank ever holds a tokens x tokens mask. On a GPU, packs in half precision go through
+    torch's variable-length flash attention in one call; all others through `scaled_dot_product_attention`,
+    document by document. The signature is upstream's `DotProductAttention`.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class TorchDotProductAttention(MegatronModule):
         key_ends: Tensor,
     ) -> Tensor:
         """Segment s: queries [boundaries[s], boundaries[s+1]) end keys [key_starts[s], key_ends[s])."""
-        if query.is_cuda:
+        if query.is_cuda and query.dtype in FLASH_DTYPES:
             return self._varlen(query, key, value, boundaries, key_starts, key_ends)
         outputs = []
         bounds = boundaries.tolist()
@@ -207,12 +208,14 @@ class TorchDotProductAttention(MegatronModule):
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[batch, heads, queries, dim] sees keys up to its own place; the last query is the last key."""
+        queries, keys = query.shape[2], key.shape[2]
+        if _repeats_heads(query, masked=1 < queries < keys):
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         options: dict[str, Any] = {
             "scale": self.softmax_scale,
             "dropout_p": self.dropout if self.training else 0.0,
             "enable_gqa": query.shape[1] != key.shape[1],
         }
-        queries, keys = query.shape[2], key.shape[2]
         if queries == keys:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
         if queries == 1:
@@ -230,3 +233,12 @@ class TorchDotProductAttention(MegatronModule):
                 )
             )
         return torch.cat(outputs, dim=2)
+
+
+def _repeats_heads(query: Tensor, *, masked: bool) -> bool:
+    """Whether torch's kernel for this call knows no grouped queries, and would build all scores instead.
+
+    Of the CUDA kernels that save memory only flash attention and cuDNN know them: in half precision and
+    without a mask.
+    """
+    return query.is_cuda and (masked or query.dtype not in FLASH_DTYPES)

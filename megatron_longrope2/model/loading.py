@@ -1,5 +1,6 @@
 """A Megatron model from a checkpoint, for all that is not the trainer: search, evaluation, verification."""
 
+import importlib.util
 import logging
 import sys
 import warnings
@@ -77,6 +78,7 @@ def load_model(
         *("--micro-batch-size", "1", "--no-load-optim", "--no-load-rng", "--exit-on-missing-checkpoint"),
         *(("--bf16",) if params_dtype == torch.bfloat16 else ()),
         *(("--rope-factors", str(rope_factors)) if rope_factors is not None else ()),
+        *(() if importlib.util.find_spec("transformer_engine") else ("--transformer-impl", "local")),
         *extra_arguments,
     ]
     with _command_line(arguments), _quiet():

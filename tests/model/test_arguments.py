@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.training.global_vars import destroy_global_vars
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.model import layer_specs
+from megatron_longrope2.model import arguments, layer_specs
 from megatron_longrope2.model.arguments import factors_of, model_config, parse_model_arguments
 from megatron_longrope2.model.attention import LongRoPE2SelfAttention, TorchDotProductAttention
 from megatron_longrope2.model.builder import LongRoPE2ModelConfig
@@ -98,6 +98,16 @@ def test_missing_checkpoint_is_named(parse: Parse, tmp_path: Path, option: str) 
 def test_upstreams_bare_asserts_become_one_line(parse: Parse) -> None:
     with pytest.raises(InputError, match=r"Megatron's arguments: .*save_interval is not None"):
         parse("--save", "somewhere")
+
+
+def test_a_gpu_without_apex_and_transformer_engine(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "has_gpu", lambda: True)
+    monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="or pass --transformer-impl local"):
+        parse()
+    transformer = parse("--transformer-impl", "local").transformer
+    assert not transformer.gradient_accumulation_fusion
+    assert not transformer.apply_rope_fusion
 
 
 def test_the_torch_spec_has_our_modules_in_every_layer(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,17 @@ def test_cached_keys(
     assert_close(core(*inputs, None), expected, inputs)
 
 
+@pytest.mark.parametrize("queries", [5, 24])
+def test_repeated_heads_change_nothing(
+    core: TorchDotProductAttention, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GPU kernels without grouped queries are given."""
+    monkeypatch.setattr(attention, "_repeats_heads", lambda *_, **__: True)
+    inputs = tensors(queries, keys=24, batch=1)
+    expected = reference(*(x[:, 0] for x in inputs)).unsqueeze(1)
+    assert_close(core(*inputs, None), expected, inputs)
+
+
 def test_no_mask_of_tokens_squared(core: TorchDotProductAttention, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a whole document nor a cached prefix is attended through a tokens x tokens mask."""
     seen = []
