@@ -1,6 +1,6 @@
-"""Negative log-likelihoods on a Megatron model in any parallel layout, with logits of scored tokens only."""
+"""Scores of tokens on a Megatron model in any parallel layout, with logits of the scored tokens only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,9 @@ LOGIT_ROWS = 1024
 """Positions whose logits exist at once: [LOGIT_ROWS, vocabulary / tensor parallel size]."""
 
 Job = tuple[RopeFactors, Sample]
+OfLogits = Callable[[Tensor, Tensor], Tensor]
+"""Scores [n, ...] of n tokens, from this tensor-parallel rank's logits float32 [n, vocabulary / tensor
+parallel size], where padding has -inf, and the tokens int64 [n]; the logits may be used up."""
 
 
 @dataclass(frozen=True)
@@ -70,38 +73,58 @@ def local_sample(sample: Sample) -> LocalSample:
     return LocalSample(tokens[positions][None], positions[None], rows, tokens[following][rows])
 
 
-def token_losses(model: GPTModel, local: LocalSample, vocab_size: int, restrict: bool = True) -> Tensor:
-    """Forward pass of one pipeline stage: on the last, negative log-likelihoods of the scored tokens.
+def nll_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihoods float32 [n]; see `OfLogits`."""
+    return vocab_parallel_cross_entropy(logits[:, None], labels[:, None])[:, 0]
+
+
+def token_scores(
+    model: GPTModel,
+    local: LocalSample,
+    vocab_size: int,
+    restrict: bool = True,
+    of_logits: OfLogits = nll_of_logits,
+) -> Tensor:
+    """Forward pass of one pipeline stage: on the last, scores of the scored tokens.
 
     Args:
         model: a model chunk; its rotary embedding holds the factors.
         vocab_size: real size; Megatron pads the vocabulary with rows that give logit 0.
         restrict: let the last layer work for the scored tokens only, where that is exact.
+        of_logits: what a score is.
 
     Returns:
-        float32 [n] on the last stage, else hidden states for the next one. Differentiable.
+        What `of_logits` gives on the last stage, else hidden states for the next one. Differentiable.
     """
     restrict = restrict and can_restrict(model, len(local.rows))
     with only_rows(model, local.rows) if restrict else nullcontext():
-        return stage_output(model, local, vocab_size, restrict)
+        return stage_output(model, local, vocab_size, restrict, of_logits)
 
 
-def stage_output(model: GPTModel, local: LocalSample, vocab_size: int, restricted: bool) -> Tensor:
-    """What `token_losses` returns; `restricted` tells whether it is called within `only_rows`."""
+def stage_output(
+    model: GPTModel,
+    local: LocalSample,
+    vocab_size: int,
+    restricted: bool,
+    of_logits: OfLogits = nll_of_logits,
+) -> Tensor:
+    """What `token_scores` returns; `restricted` tells whether it is called within `only_rows`."""
     processor = partial(
-        _nll_of_rows,
+        _scores_of_rows,
         rows=None if restricted else local.rows,
         scored_labels=local.labels,
         vocab_size=vocab_size,
+        of_logits=of_logits,
     )
     return model(local.tokens, local.positions, None, output_processor=processor)
 
 
-def _nll_of_rows(
+def _scores_of_rows(
     *,
     rows: Tensor | None,
     scored_labels: Tensor,
     vocab_size: int,
+    of_logits: OfLogits,
     hidden_states: Tensor,
     output_layer: torch.nn.Module,
     output_weight: Tensor | None,
@@ -109,7 +132,7 @@ def _nll_of_rows(
     config: Any,
     **_: Any,
 ) -> Tensor:
-    """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to losses float32 [n]."""
+    """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, ...]."""
     if config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden_states)
     else:
@@ -118,12 +141,45 @@ def _nll_of_rows(
     weight = output_layer.weight if output_weight is None else output_weight
     # Megatron pads the vocabulary with rows that give logit 0: this rank's rows from here on.
     padding_start = min(max(vocab_size - mpu.get_tensor_model_parallel_rank() * len(weight), 0), len(weight))
-    losses = [hidden.new_zeros(0, dtype=torch.float32)]
+    scores = []
     for part, labels in zip(hidden.split(LOGIT_ROWS), scored_labels.split(LOGIT_ROWS), strict=True):
         logits = scale_logits(F.linear(part, weight)).float()
         logits[:, padding_start:] = -torch.inf
-        losses.append(vocab_parallel_cross_entropy(logits[:, None], labels[:, None])[:, 0])
-    return torch.cat(losses)
+        scores.append(of_logits(logits, labels))
+    return torch.cat(scores)
+
+
+def forward_in_turn[Item](
+    model: LoadedModel,
+    items: Sequence[Item],
+    length: int,
+    forward: Callable[[GPTModel, Item], Tensor],
+) -> list[Tensor]:
+    """Send items through the pipeline as micro-batches.
+
+    Args:
+        items: of samples that have `length` tokens.
+        forward: an item's pass through one stage, such as `token_scores`.
+
+    Returns:
+        What `forward` gave for each item on the last stage; elsewhere an empty list.
+    """
+    remaining = iter(items)
+
+    def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
+        output = forward(chunk, next(remaining))
+        return output, lambda scores, non_loss_data: scores  # noqa: ARG005 - upstream's signature
+
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=None,
+        model=model.chunks,
+        num_microbatches=len(items),
+        seq_length=length,
+        micro_batch_size=1,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
 
 
 class ModelScorer:
@@ -170,22 +226,11 @@ class ModelScorer:
         """The token losses of this group's pairs on the last stage; elsewhere an empty list."""
         length = len(jobs[0][1].tokens)
         self.forward_tokens += sum(len(sample.tokens) for _, sample in jobs)
-        remaining = iter(jobs)
 
-        def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
-            factors, sample = next(remaining)
+        def forward(chunk: GPTModel, job: Job) -> Tensor:
+            factors, sample = job
             if chunk.rotary_pos_emb.factors is not factors:
                 chunk.rotary_pos_emb.set_factors(factors)
-            output = token_losses(chunk, local_sample(sample), self.vocab_size, self.restrict)
-            return output, lambda losses, non_loss_data: losses  # noqa: ARG005 - upstream's signature
+            return token_scores(chunk, local_sample(sample), self.vocab_size, self.restrict)
 
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=None,
-            model=self.model.chunks,
-            num_microbatches=len(jobs),
-            seq_length=length,
-            micro_batch_size=1,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        return forward_in_turn(self.model, jobs, length, forward)
