@@ -6,6 +6,7 @@ not distort.
 """
 
 import math
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -21,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "paper": {"space": "paper"},
     "extended": {"space": "extended"},
     "extended, attention factor 1": {"space": "extended", "fix_attention_factor": True},
+    "extended, documents": {"space": "extended", "objective": "document"},
     "learned, attention factor 1": {"algorithm": "gradient"},
     "learned": {"algorithm": "gradient"},
 }
@@ -34,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--held-out-books", type=Path, required=True, help="texts of the comparison")
     parser.add_argument("--target-length", type=int, required=True, help="extended window, tokens")
     parser.add_argument("--searches", nargs="+", choices=list(KINDS), default=list(KINDS), help="what to run")
+    parser.add_argument("--bf16", action="store_true", help="the model in bf16 instead of float32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one comparison each")
     parser.add_argument("--population", type=int, default=32, help="of the evolution")
     parser.add_argument("--iterations", type=int, default=10, help="of the evolution")
@@ -79,12 +82,13 @@ def _settings(args: Namespace, seed: int, kind: str, output: Path) -> Any:
         evolution=EvolutionSettings(args.population, args.iterations, seed=seed),
         gradient=GradientSettings(steps=args.steps, learn_attention_factor=kind == "learned"),
         recompute_activations=False,
+        bf16=args.bf16,
         **KINDS[kind],
     )
 
 
 def _compare(args: Namespace, seed: int, model: Any) -> dict[str, Any]:
-    """{`seconds`: of each search; `methods`, `comparisons`: as `heldout.compare`; `factors`}."""
+    """{`cpu_seconds`: of each search; `methods`: as `heldout.compare`; `comparisons`: of each; `factors`}."""
     from megatron_longrope2.search.heldout import compare, score_samples
     from megatron_longrope2.search.runner import ALGORITHMS, held_out_needles, prepare
 
@@ -100,14 +104,12 @@ def _compare(args: Namespace, seed: int, model: Any) -> dict[str, Any]:
         methods |= {f"{kind}, {name}": factors for name, factors in outcome.compared.items()}
     methods |= _baselines(job)
     scores = score_samples(job.scorer, methods, held_out_needles(job), progress=True)
-    winner = "learned" if "learned" in methods else args.searches[-1]
-    found = compare(scores, winner)
-    if "learned, attention factor 1" in methods:
-        found["comparisons_attention_factor_1"] = compare(scores, "learned, attention factor 1")[
-            "comparisons"
-        ]
+    comparisons = {kind: compare(scores, kind)["comparisons"] for kind in args.searches}
+    table = compare(scores, args.searches[0])["methods"]
+    for name, row in table.items():
+        print(f"seed {seed}, {name}: {row['nll']:.4f} +- {row['ci95']:.4f}", file=sys.stderr, flush=True)
     factors = {name: value.to_dict() for name, value in methods.items()}
-    return {"cpu_seconds": seconds, **found, "factors": factors}
+    return {"cpu_seconds": seconds, "methods": table, "comparisons": comparisons, "factors": factors}
 
 
 def _baselines(job: Any) -> dict[str, Any]:
@@ -147,4 +149,6 @@ def _ratios(seeds: list[dict[str, Any]]) -> dict[str, float]:
                 ratios[f"cost_vs_{name}{suffix}"] = sum(one[kind] for one in costs) / sum(
                     one[evolution] for one in costs
                 )
+    if {"extended", "extended, documents"} <= set(ran):
+        ratios["nll_needles_vs_documents"] = nll("extended") / nll("extended, documents")
     return ratios
