@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.rerun_state_machine import destroy_rerun_state_machine
 from megatron.core.utils import unwrap_model
 from megatron.training.checkpointing import load_checkpoint
+from megatron.training.global_vars import destroy_global_vars
 from megatron.training.initialize import initialize_megatron
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -59,7 +63,9 @@ def load_model(
     params_dtype: torch.dtype = torch.float32,
     extra_arguments: tuple[str, ...] = (),
 ) -> LoadedModel:
-    """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint, once a process.
+    """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint.
+
+    One model at a time: `unload_model` comes before the next.
 
     Args:
         load_dir: folder that `convert_hf_to_megatron` or `pretrain` wrote.
@@ -95,6 +101,18 @@ def load_model(
         chunk.eval()
         chunk.requires_grad_(False)
     return LoadedModel(chunks=chunks, args=args, factors=factors_of(args))
+
+
+def unload_model() -> None:
+    """Undo Megatron's set-up by `load_model`, if there was one: this process may load another checkpoint.
+
+    The caller drops its references to the old model.
+    """
+    if mpu.model_parallel_is_initialized():
+        mpu.destroy_model_parallel()
+        destroy_num_microbatches_calculator()
+        destroy_rerun_state_machine()
+        destroy_global_vars()
 
 
 @contextmanager
