@@ -26,7 +26,7 @@ demo: env
 	$(PYTHON) examples/tiny_cpu/run.py
 
 test: env
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: env
 	$(VENV)/bin/ruff format --check .

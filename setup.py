@@ -45,7 +45,7 @@ setup(
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.10"],
         "eval": ["lm-eval>=0.4.9", "wonderwords"],
-        "dev": ["hypothesis", "mypy", "pytest", "ruff"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
         "console_scripts": [
