@@ -2,9 +2,9 @@
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 
-from megatron_longrope2.benchmarks import benchmarks, run
+from megatron_longrope2.benchmarks import benchmarks, markdown, run
 from megatron_longrope2.errors import run_main
-from megatron_longrope2.files import write_json
+from megatron_longrope2.files import write_json, write_text
 
 
 def _parser() -> ArgumentParser:
@@ -19,6 +19,7 @@ def _parser() -> ArgumentParser:
             formatter_class=ArgumentDefaultsHelpFormatter,
         )
         command.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
+        command.add_argument("--table", metavar="FILE", help="Markdown file to write beside; None: none")
         benchmark.add_arguments(command)
     return parser
 
@@ -27,6 +28,8 @@ def _main() -> None:
     args = _parser().parse_args()
     result = run(args.name, args)
     write_json(args.output, result)
+    if args.table:
+        write_text(args.table, markdown(result))
     for name, ratio in result["ratios"].items():
         print(f"{name}: {ratio:.3f}")
 

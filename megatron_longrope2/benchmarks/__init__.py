@@ -2,7 +2,8 @@
 
 A benchmark is a module of this package: its name is the subcommand of `longrope2-benchmark`, its docstring
 the help, `add_arguments(parser)` its options, and `measure(args)` returns a `Measurement`. Every module is
-imported for the help, so that heavy imports belong inside `measure`.
+imported for the help, so that heavy imports belong inside `measure`. A module whose name begins with an
+underscore is no benchmark.
 """
 
 import os
@@ -14,6 +15,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import distributions, version
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
@@ -25,7 +27,8 @@ class Measurement:
     Attributes:
         settings: sizes and repetitions that it was run with.
         ratios: what is compared with targets.
-        measured: the numbers behind the ratios, with their units in their names.
+        measured: the numbers behind the ratios, with their units in their names. `table`, if there is one:
+            rows for people, each a dict by column.
     """
 
     settings: dict[str, Any]
@@ -47,7 +50,7 @@ class Benchmark(Protocol):
 
 def benchmarks() -> dict[str, Benchmark]:
     """Every benchmark by its name."""
-    names = sorted(module.name for module in iter_modules(__path__))
+    names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
     return {name: cast(Benchmark, import_module(f"{__name__}.{name}")) for name in names}
 
 
@@ -62,6 +65,22 @@ def run(name: str, args: Namespace) -> dict[str, Any]:
         "measured": found.measured,
         "environment": {**_environment(), "load_before": load, "seconds": time.monotonic() - start},
     }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """What `run` returned, for people."""
+    environment = result["environment"]
+    made = f"{environment['date']}, {environment['device']}, torch {environment['torch']}"
+    rows = [{"ratio": name, "value": f"{value:.3f}"} for name, value in result["ratios"].items()]
+    tables = [_table(rows) for rows in (result["measured"].get("table", []), rows) if rows]
+    parts = [f"# {result['name']}", made, *tables, f"```\n{environment['command']}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [columns, ["---"] * len(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def alternate(
@@ -90,11 +109,18 @@ def _environment() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
+    packages = ("megatron-core", "transformers", "transformer-engine")
     return {
-        "command": shlex.join(sys.argv),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["longrope2-benchmark", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: version(name) for name in packages if _is_installed(name)},
     }
+
+
+def _is_installed(package: str) -> bool:
+    return any(distributions(name=package))

@@ -1,0 +1,219 @@
+"""Models of one shape with one set of weights: ours, upstream's with plain RoPE, transformers'."""
+
+import importlib.util
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from megatron_longrope2.planning.model import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_longrope2.rope import RopeFactors
+
+ROPE_BASE = 10000.0
+
+
+def start_megatron(shape: ModelShape, length: int, *, bf16: bool) -> Namespace:
+    """Initialise Megatron for models of this shape, once a process; its arguments, with NTK factors.
+
+    Args:
+        length: of the longest segment, tokens; also the factors' target length.
+        bf16: weights and activations, else float32.
+    """
+    from megatron.training.initialize import initialize_megatron
+
+    from megatron_longrope2.device import rendezvous_store
+    from megatron_longrope2.model.arguments import parse_model_arguments
+    from megatron_longrope2.rope import make_factors
+
+    factors = make_factors(
+        "ntk",
+        rope_base=ROPE_BASE,
+        rotary_dim=shape.kv_channels,
+        original_length=shape.original_length,
+        target_length=length,
+    )
+    with TemporaryDirectory() as folder:
+        factors.save(Path(folder) / "factors.json")
+        given = [*_arguments(shape, length, bf16), "--rope-factors", f"{folder}/factors.json"]
+        with patch.object(sys, "argv", ["benchmark", *given]):
+            args = parse_model_arguments()
+    initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
+    return args
+
+
+def _arguments(shape: ModelShape, length: int, bf16: bool) -> list[str]:
+    grouped = shape.num_query_groups != shape.num_attention_heads
+    return f"""
+        --num-layers {shape.num_layers} --hidden-size {shape.hidden_size} --kv-channels {shape.kv_channels}
+        --num-attention-heads {shape.num_attention_heads} --ffn-hidden-size {shape.ffn_hidden_size} --swiglu
+        {f"--group-query-attention --num-query-groups {shape.num_query_groups}" if grouped else ""}
+        {"" if shape.tied else "--untie-embeddings-and-output-weights"}
+        --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
+        --rotary-base {ROPE_BASE:.0f} --max-position-embeddings {shape.original_length}
+        --seq-length {length} --vocab-size {shape.vocab_size} --tokenizer-type NullTokenizer
+        --attention-dropout 0 --hidden-dropout 0 --micro-batch-size 1 --train-iters 1 --lr 1e-3
+        {"--bf16" if bf16 else ""}
+        {"" if importlib.util.find_spec("transformer_engine") else "--transformer-impl local"}
+    """.split()
+
+
+def our_model(args: Namespace) -> Any:
+    """The model that this package trains."""
+    from megatron_longrope2.model.arguments import model_config
+
+    return _build(model_config(args))
+
+
+def upstream_model(args: Namespace) -> Any:
+    """Upstream's GPTModel with plain RoPE.
+
+    Without Transformer Engine upstream has no attention for packed documents: then this has our torch core
+    attention and norms.
+    """
+    from megatron.training.argument_utils import gpt_config_from_args
+
+    config = gpt_config_from_args(args)
+    config.transformer_layer_spec = _upstream_layer_spec
+    return _build(config)
+
+
+def _build(config: Any) -> Any:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.utils import unwrap_model
+
+    chunks = config.get_builder_cls()(config).build_distributed_models(
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+    )
+    return unwrap_model(chunks)[0]
+
+
+def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
+    from megatron.core.transformer.attention import SelfAttention
+    from megatron.training.models.gpt import default_layer_spec
+
+    from megatron_longrope2.model.layer_specs import longrope2_layer_spec
+
+    if config.transformer.transformer_impl != "local":
+        return default_layer_spec(config, vp_stage)
+    block: Any = longrope2_layer_spec(config, vp_stage)
+    block.layer_specs[0].submodules.self_attention.module = SelfAttention
+    return block
+
+
+def hf_model(model: Any, shape: ModelShape, factors: "RopeFactors") -> Any:
+    """The same weights as a transformers Llama, with the RoPE of both windows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from megatron_longrope2.hf import set_factors
+
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.ffn_hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_query_groups,
+        head_dim=shape.kv_channels,
+        max_position_embeddings=factors.target_length,
+        rope_parameters={"rope_type": "default", "rope_theta": factors.rope_base},
+        rms_norm_eps=model.config.layernorm_epsilon,
+        tie_word_embeddings=shape.tied,
+    )
+    with torch.device("meta"):
+        made = LlamaForCausalLM(config)
+    made.load_state_dict(hf_weights(model, shape), assign=True, strict=not shape.tied)
+    made.tie_weights()
+    set_factors(made, factors)
+    return made.train()
+
+
+def hf_weights(model: Any, shape: ModelShape) -> "dict[str, Tensor]":
+    """A Megatron model's weights under the names of transformers' Llama, through the converters' table."""
+    from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
+    from megatron_longrope2.checkpoint.mapping import LAYERS, ModelDims
+
+    state = model.state_dict()
+    padded = len(state["embedding.word_embeddings.weight"])
+    sizes = {name: getattr(shape, name) for name in ModelDims.__dataclass_fields__ if hasattr(shape, name)}
+    dims = ModelDims(**sizes, padded_vocab_size=padded)
+    # Checkpoints have Transformer Engine's names; the torch spec knows its own for them.
+    own = model.decoder.layers[0].submodules_config.sharded_state_dict_keys_map
+    weights: dict[str, Tensor] = {}
+    for mapping in ARCHITECTURES["llama"].mappings(tied=shape.tied, biased=False):
+        for layer in range(shape.num_layers if mapping.in_layers else 1):
+            name = mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")
+            for ours, saved in own.items():
+                name = name.replace(saved, ours)
+            parts = mapping.to_hf(state[name], dims)
+            weights |= dict(zip(mapping.hf_names(layer), parts, strict=True))
+    return weights
+
+
+def set_recompute(model: Any, full: bool) -> None:
+    """Let a model recompute every layer in its backward pass, or nothing."""
+    if hasattr(model, "gradient_checkpointing_enable"):
+        if full:
+            model.gradient_checkpointing_enable()
+        elif model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        return
+    model.config.recompute_granularity = "full" if full else None
+    model.config.recompute_method = "uniform" if full else None
+    model.config.recompute_num_layers = 1 if full else None
+
+
+def tokens_of(lengths: list[int], vocab_size: int) -> "Tensor":
+    """Random tokens of a pack, int64 [sum of lengths], on this process's device."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, vocab_size, (sum(lengths),), generator=generator)
+    return tokens.to(torch.cuda.current_device())
+
+
+def training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
+    """Forward and backward of a Megatron model on one pack of documents; returns the mean loss.
+
+    Labels are the tokens themselves: as much work as next tokens, and the loss is a check value only.
+    """
+    import torch
+
+    from megatron_longrope2.training.batch import pack_params
+
+    where = torch.cuda.current_device()
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    packed = pack_params(boundaries.to(where), max(lengths))
+    tokens = tokens_of(lengths, vocab_size)[None]
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(where)
+
+    def step() -> float:
+        loss = model(tokens, position_ids, None, labels=tokens, packed_seq_params=packed).mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def hf_training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
+    """The same on a transformers model; equal documents are rows of a batch, so that nothing is masked."""
+    import torch.nn.functional as F
+
+    rows = tokens_of(lengths, vocab_size).view(len(lengths), -1)
+
+    def step() -> float:
+        logits = model(rows, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), rows.flatten())
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
