@@ -23,13 +23,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--books", type=Path, required=True, help="a .txt, a .jsonl (field text), or a folder of them"
     )
-    parser.add_argument("--length", type=int, required=True, help="exact length of a sample, in tokens")
-    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--length",
+        type=int,
+        nargs="+",
+        required=True,
+        metavar="TOKENS",
+        help="exact length of a sample; of several, for --pool, each round of the depths takes the next",
+    )
+    parser.add_argument("--output", type=Path, help="safetensors file to write: samples of one length")
     parser.add_argument(
         "--pool",
         type=Path,
         metavar="PREFIX",
-        help="also write the samples as training documents, PREFIX.bin and PREFIX.idx",
+        help="write the samples as training documents, PREFIX.bin and PREFIX.idx",
     )
     parser.add_argument("--samples", type=int, default=10, help="how many; they go round the books")
     parser.add_argument(
@@ -63,6 +70,10 @@ def _main() -> None:
     arguments = parse_arguments()
     if arguments.samples < 1:
         raise InputError(f"--samples: {arguments.samples} is not a number of samples; use 1 or more")
+    if arguments.output is None and arguments.pool is None:
+        raise InputError("--output: nothing to write; give it, or --pool, or both")
+    if arguments.output is not None and len(arguments.length) > 1:
+        raise InputError(f"--length: {arguments.length}: a needle file holds one length; give --pool alone")
     tokenizer = load_tokenizer(arguments.tokenizer)
     sampler = NeedleSampler(
         tokenizer,
@@ -76,7 +87,8 @@ def _main() -> None:
     drawn = sampler.samples(arguments.samples, arguments.length, arguments.needle_depths)
     samples = list(tqdm(drawn, desc="needles", total=arguments.samples, unit="sample"))
     settings = {**sampler.settings, "needle_depths": arguments.needle_depths, "books": str(arguments.books)}
-    save_needles(arguments.output, samples, tokenizer, settings)
+    if arguments.output is not None:
+        save_needles(arguments.output, samples, tokenizer, settings)
     if arguments.pool is not None:
         device.install()
         from megatron_longrope2.data.pools import write_documents
@@ -85,8 +97,8 @@ def _main() -> None:
     books = Counter(sample.book for sample in samples)
     answers = sum(int(sample.answer_mask.sum()) for sample in samples)
     print(
-        f"{arguments.output}: {len(samples)} samples of {arguments.length} tokens from {len(books)} books, "
-        f"{answers} answer tokens"
+        f"{arguments.output or arguments.pool}: {len(samples)} samples of "
+        f"{' / '.join(map(str, arguments.length))} tokens from {len(books)} books, {answers} answer tokens"
     )
 
 

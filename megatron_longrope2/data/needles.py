@@ -175,12 +175,16 @@ class NeedleSampler:
             tuple(more),
         )
 
-    def samples(self, count: int, length: int, depths: Sequence[float]) -> Iterator[NeedleSample]:
-        """Draw samples 0..count-1, going round the depths."""
+    def samples(
+        self, count: int, length: int | Sequence[int], depths: Sequence[float]
+    ) -> Iterator[NeedleSample]:
+        """Draw samples 0..count-1, going round the depths; of several lengths, the next with each round."""
         if not depths:
             raise InputError("depths: there are none; give at least one in 0 to 1")
+        lengths = [length] if isinstance(length, int) else length
         for index in range(count):
-            yield self.sample(index, length, depths[index % len(depths)])
+            round_, at = divmod(index, len(depths))
+            yield self.sample(index, lengths[round_ % len(lengths)], depths[at])
 
     @cached_property
     def _bos(self) -> list[int]:

@@ -55,6 +55,7 @@ def test_makes_a_file_of_the_samples_asked_for(monkeypatch, tmp_path, capsys) ->
         ({"length": 500_000}, "books: the longest has"),
         ({"needle_depths": 2}, "depth: 2.0 is not a fraction"),
         ({"samples": 0}, "--samples: 0"),
+        ({"length": "300 400"}, "--length: [300, 400]: a needle file holds one length"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -79,3 +80,17 @@ def test_writes_the_samples_as_training_documents_too(monkeypatch, tmp_path) -> 
     assert len(documents) == 3
     for sample, document in zip(samples, documents, strict=True):
         assert document.tolist() == sample.tokens.tolist()
+
+
+def test_a_pool_of_several_lengths(monkeypatch, tmp_path) -> None:
+    books = EXAMPLE / "books/train"
+    depths = {"needle_depths": "0 1", "samples": 5, "length": "300 400"}
+    run(monkeypatch, tokenizer=EXAMPLE / "base", books=books, pool=tmp_path / "needles", **depths)
+    assert [len(document) for document in open_pool(tmp_path / "needles")] == [300, 300, 400, 400, 300]
+    assert not (tmp_path / "needles.safetensors").exists()
+
+
+def test_nowhere_to_write(monkeypatch, capfd) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tokenizer=EXAMPLE / "base", books=EXAMPLE / "books/train", length=300)
+    assert "--output: nothing to write" in capfd.readouterr().err
