@@ -18,11 +18,15 @@ HEADS, GROUPS, DIM = 4, 2, 16
 
 @pytest.fixture
 def core() -> TorchDotProductAttention:
+    return make_core(HEADS, GROUPS, DIM)
+
+
+def make_core(heads: int, groups: int, dim: int) -> TorchDotProductAttention:
     config = TransformerConfig(
         num_layers=1,
-        hidden_size=HEADS * DIM,
-        num_attention_heads=HEADS,
-        num_query_groups=GROUPS,
+        hidden_size=heads * dim,
+        num_attention_heads=heads,
+        num_query_groups=groups,
         attention_dropout=0.0,
     )
     one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
@@ -43,8 +47,8 @@ def tensors(tokens: int, keys: int | None = None, batch: int | None = None) -> t
 def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """[queries, heads, dim]; the last query is at the last key."""
     q, k, v = (x.double().transpose(0, 1) for x in (query, key, value))
-    k, v = (x.repeat_interleave(HEADS // GROUPS, dim=0) for x in (k, v))
-    scores = q @ k.transpose(1, 2) / math.sqrt(DIM)
+    k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
+    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
     seen = torch.ones(scores.shape[-2:]).tril(scores.shape[-1] - scores.shape[-2]).bool()
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
     return (weights @ v).transpose(0, 1).flatten(-2)
