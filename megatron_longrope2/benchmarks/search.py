@@ -1,0 +1,163 @@
+"""The factor search against scoring every candidate in full through transformers, one by one.
+
+Both run the same evolution on the same samples. Ours is `longrope2-search` with its pruning, logits of the
+scored tokens only, and one process a worker; the other evaluates every sample of every candidate with
+`LlamaForCausalLM(input_ids, labels)`, full logits and all cores, as the authors' script does. Times are
+seconds on the clock without loading, which is what a user waits for: run it on an idle machine.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from megatron_longrope2.benchmarks import Measurement
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("--load", type=Path, required=True, help="Megatron checkpoint of the model")
+    add("--hf-dir", type=Path, required=True, help="Hugging Face folder of the same model")
+    add("--books", type=Path, required=True, help="texts that needles are hidden in")
+    add("--target-length", type=int, default=2048, help="extended window, tokens")
+    add("--spaces", nargs="+", choices=["paper", "extended"], default=["extended"], help="search spaces")
+    add("--population", type=int, default=32, help="members of the first generation")
+    add("--iterations", type=int, default=10, help="generations after the first")
+    add("--samples", type=int, default=10, help="needles of a candidate's score")
+    add("--seed", type=int, default=0, help="of the samples and the evolution")
+    add("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1], help="processes of our search")
+    add("--bf16", action="store_true", help="both in bf16 instead of float32")
+
+
+def measure(args: Namespace) -> Measurement:
+    """Run our search with each number of workers, then the one through transformers.
+
+    Raises:
+        RuntimeError: a search failed, or the number of workers changed its result.
+    """
+    spaces = {space: _compare(args, space) for space in args.spaces}
+    ratios: dict[str, float] = {}
+    for space, found in spaces.items():
+        suffix = "" if space == args.spaces[0] else f"_{space}"
+        full, ours = found["full"], found["ours"]
+        seconds = [one["seconds"] for one in ours.values()]
+        ratios |= {
+            f"speedup_vs_full_evaluation{suffix}": full["seconds"] / min(seconds),
+            f"speedup_of_workers{suffix}": seconds[0] / seconds[-1],
+            f"speedup_of_pruning{suffix}": full["evaluations"] / ours[str(args.workers[0])]["evaluations"],
+            f"perplexity_vs_full_evaluation{suffix}": found["perplexity"] / full["perplexity"],
+        }
+    return Measurement(
+        settings={
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+            if name not in ("output", "name")
+        },
+        ratios=ratios,
+        measured=spaces,
+    )
+
+
+def _compare(args: Namespace, space: str) -> dict[str, Any]:
+    ours: dict[str, dict[str, Any]] = {}
+    found = set()
+    for workers in args.workers:
+        report = _our_search(args, space, workers)
+        cost = report["cost"]
+        ours[str(workers)] = {name: cost[name] for name in ("seconds", "evaluations", "pruned")}
+        found.add((report["perplexity"], *report["factors"]["long_factor"]))
+    if len(found) > 1:
+        raise RuntimeError("the number of workers changed the search's result")
+    return {"ours": ours, "perplexity": report["perplexity"], "full": _full_search(args, space)}
+
+
+def _our_search(args: Namespace, space: str, workers: int) -> dict[str, Any]:
+    """What `longrope2-search` writes to search.json, run in processes of its own."""
+    with TemporaryDirectory() as folder:
+        command = f"""
+            -m torch.distributed.run --standalone --nproc-per-node {workers}
+            -m megatron_longrope2.tools.search_factors --load {args.load} --books {args.books}
+            --target-length {args.target_length} --output {folder}/search --search-space {space}
+            --population {args.population} --iterations {args.iterations} --samples {args.samples}
+            --seed {args.seed} --held-out-samples 0 {"--bf16" if args.bf16 else ""}
+        """.split()
+        threads = max((os.cpu_count() or 1) // workers, 1)
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"longrope2-search failed:\n{done.stderr[-2000:]}")
+        return json.loads((Path(folder) / "search/search.json").read_text())
+
+
+def _full_search(args: Namespace, space: str) -> dict[str, Any]:
+    """The same evolution, every pair scored through transformers."""
+    from megatron_longrope2 import device
+
+    device.install()
+    import torch
+
+    from megatron_longrope2.search.evolution import EvolutionSettings
+    from megatron_longrope2.search.evolve import evolve
+    from megatron_longrope2.search.job import SearchSettings
+    from megatron_longrope2.search.runner import prepare
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    with TemporaryDirectory() as folder:
+        settings = SearchSettings(
+            load=args.load,
+            books=args.books,
+            output=Path(folder),
+            target_length=args.target_length,
+            space=space,
+            samples=args.samples,
+            evolution=EvolutionSettings(args.population, args.iterations, seed=args.seed),
+            prune=False,
+            bf16=args.bf16,
+        )
+        scorer = _TransformersScorer(args.hf_dir, torch.bfloat16 if args.bf16 else torch.float32)
+        job = replace(prepare(settings), scorer=scorer, started=time.monotonic())
+        outcome = evolve(job)
+    return {
+        "seconds": outcome.cost.seconds,
+        "evaluations": outcome.cost.evaluations,
+        "perplexity": outcome.perplexity,
+    }
+
+
+class _TransformersScorer:
+    """The `objective.Scorer` of a Hugging Face model: full logits, one sample at a time."""
+
+    workers = 1
+
+    def __init__(self, folder: Path, dtype: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.rotary = self.model.model.rotary_emb
+
+    def __call__(self, jobs: Sequence[Any]) -> list[float]:
+        """Summed negative log-likelihood of each pair's scored tokens."""
+        import torch
+
+        losses = []
+        for factors, sample in jobs:
+            self.rotary.inv_freq = torch.tensor(factors.inv_freq("long"), dtype=torch.float32)
+            self.rotary.attention_scaling = factors.attention_factor.long
+            labels = sample.tokens.masked_fill(~sample.mask, -100)[None]
+            with torch.no_grad():
+                mean = self.model(sample.tokens[None], labels=labels, use_cache=False).loss
+            losses.append(float(mean) * int(sample.mask[1:].sum()))
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
