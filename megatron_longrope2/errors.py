@@ -2,7 +2,12 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+
+
+OTHERS_WAIT = 30.0
+"""Seconds that the other processes of a machine leave its first one to say what is wrong."""
 
 
 class InputError(Exception):
@@ -12,7 +17,8 @@ class InputError(Exception):
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`; turn an `InputError` into one line on stderr and exit status 2.
 
-    Under torchrun or srun every process meets the same mistake; the first one of each machine says so.
+    Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and the
+    launcher then ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so itself.
 
     A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
     """
@@ -20,8 +26,9 @@ def run_main(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except BrokenPipeError:
         # The interpreter flushes once more at exit; let it have somewhere to.

@@ -1,9 +1,10 @@
 import subprocess
 import sys
+import time
 
 import pytest
 
-from megatron_longrope2.errors import InputError, run_main
+from megatron_longrope2.errors import OTHERS_WAIT, InputError, run_main
 
 
 def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,17 +19,20 @@ def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) 
     )
 
 
-def test_one_process_a_machine_speaks(
+def test_the_first_process_of_a_machine_speaks_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def main() -> None:
         raise InputError("factors.json: cannot be read")
 
+    waited: list[tuple[float, str]] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit) as exit_:
         run_main(main)
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == ""
+    assert waited == [(OTHERS_WAIT, "")]
+    assert capsys.readouterr().err == "error: factors.json: cannot be read\n"
 
 
 def test_other_errors_keep_their_traceback() -> None:
