@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 OTHERS_WAIT = 30.0
 """Seconds that the other processes of a machine leave its first one to say what is wrong."""
 
@@ -17,8 +16,8 @@ class InputError(Exception):
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`; turn an `InputError` into one line on stderr and exit status 2.
 
-    Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and the
-    launcher then ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so itself.
+    Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and
+    the launcher ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so.
 
     A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
     """
