@@ -73,6 +73,9 @@ def _add_objective(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--needles-per-document", type=int, default=1, help="needles a sample")
     group.add_argument(
+        "--value-kind", choices=["number", "word", "uuid"], default="number", help="what needles hide"
+    )
+    group.add_argument(
         "--held-out-books",
         type=Path,
         help="texts of the final comparison with the baselines; by default --books with other keys",

@@ -102,7 +102,7 @@ def _our_search(args: Namespace, space: str, workers: int) -> dict[str, Any]:
         return json.loads((Path(folder) / "search/search.json").read_text())
 
 
-def _full_search(args: Namespace, space: str) -> dict[str, Any]:
+def _full_search(args: Namespace, space: Any) -> dict[str, Any]:
     """The same evolution, every pair scored through transformers."""
     from megatron_longrope2 import device
 

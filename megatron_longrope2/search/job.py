@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.needles import NeedleSampler, ValueKind
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
@@ -28,7 +28,7 @@ class SearchSettings:
     Attributes:
         load: Megatron checkpoint. books: where needles are hidden. output: folder of the results.
         target_length: tokens.
-        samples, needle_depths: of the objective; the gradient search checks itself on these needles.
+        samples, needle_depths, value_kind: of the objective; the gradient search checks itself on them.
         held_out_books: of the final comparison; None: the same books. held_out_samples: 0 for none.
         evolution, gradient: of the algorithm; both take their seed from `evolution`.
         recompute_activations: in the backward pass, layer by layer (gradient).
@@ -43,6 +43,7 @@ class SearchSettings:
     samples: int = 10
     needle_depths: tuple[float, ...] = (0.0,)
     needles_per_document: int = 1
+    value_kind: ValueKind = "number"
     objective: ObjectiveKind = "needle"
     document_weight: float = 0.5
     space: SpaceKind = "paper"

@@ -87,6 +87,7 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Job:
         seed=settings.evolution.seed,
         keys="train",
         needles_per_document=settings.needles_per_document,
+        value_kind=settings.value_kind,
     )
     objective = _objective(settings, model, sampler)
     given = [
@@ -147,6 +148,7 @@ def _fingerprint(
                 "seed": settings.evolution.seed,
             },
             "needles_per_document": settings.needles_per_document,
+            "value_kind": settings.value_kind,
         }
     else:
         own = {"evolution": asdict(settings.evolution)}
@@ -194,6 +196,7 @@ def held_out_needles(job: Job) -> list[Sample]:
         read_books(settings.held_out_books or settings.books),
         seed=settings.evolution.seed + HELD_OUT_SEED,
         keys="held_out",
+        value_kind=settings.value_kind,
     )
     drawn = sampler.samples(settings.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)
     return [Sample.from_needle(sample) for sample in drawn]

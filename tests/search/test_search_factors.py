@@ -1,6 +1,7 @@
 """longrope2-search as users launch it: workers, SIGKILL, bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.distributed.launch import ROOT, torchrun
 
@@ -78,6 +80,17 @@ def test_results_are_whole(one_worker: Path) -> None:
     assert "| yarn |" in (one_worker / "search.md").read_text()
 
 
+def test_tensorboard_has_every_generation(one_worker: Path) -> None:
+    log = EventAccumulator(str(one_worker / "tensorboard"))
+    log.Reload()
+    report, _ = _results(one_worker)
+    best = log.Scalars("search/best_perplexity")
+    assert [event.step for event in best] == [1, 2, 3, 4]
+    for event, generation in zip(best, report["history"], strict=True):
+        assert event.value == pytest.approx(math.exp(generation["best_score"]), rel=1e-4)
+    assert log.Scalars("search/evaluations")[-1].value == report["cost"]["evaluations"]
+
+
 def test_two_workers_find_what_one_finds(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     output = tmp_path / "two"
     torchrun(2, TOOL, *_arguments(tiny_root, output))
@@ -133,7 +146,7 @@ def test_state_of_another_search_is_refused(tiny_root: Path, one_worker: Path) -
 
 
 def test_dry_run_prints_the_cost_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    process = _start(*_arguments(tiny_root, tmp_path / "out", "--dry-run"))
+    process = _start(*_arguments(tiny_root, tmp_path / "out", "--dry-run", "--value-kind", "word"))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     assert "at most 30 candidates, 120 evaluations of 256 tokens" in output
