@@ -1,5 +1,6 @@
 """Outputs that are whole or not there: written beside their place, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -60,3 +61,9 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -39,7 +39,8 @@ class MixedWindowConfig:
         sequence_parallel_size: tensor-parallel size where sequence parallelism is on, else 1.
         long_window_attention: "full" or "document", see the module's docstring.
         repeat: allow a pool to be read again when the run needs more segments than it has.
-        vocab_size: of the model; pools that another tokenizer made are refused. None: not checked.
+        vocab_size: of the model; pools with other token ids are refused. None: not checked.
+        tokenizer: folder of the model's; pools that another one made are refused. None: not compared.
     """
 
     pools: tuple[Pool, ...]
@@ -52,6 +53,7 @@ class MixedWindowConfig:
     long_window_attention: Literal["full", "document"] = "full"
     repeat: bool = False
     vocab_size: int | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.target_length <= self.original_length:
@@ -98,7 +100,7 @@ class _PackedPool:
 
     def __init__(self, pool: Pool, config: MixedWindowConfig, seed: list[int]) -> None:
         self.pool = pool
-        self.documents: IndexedDataset = open_pool(pool.path_prefix, config.vocab_size)
+        self.documents: IndexedDataset = open_pool(pool.path_prefix, config.vocab_size, config.tokenizer)
         self.one_span = pool.window == "long" and config.long_window_attention == "full"
         self.alignment = 1 if self.one_span else config.alignment
         self.packing = self._pack(config, seed)

@@ -16,6 +16,7 @@ from megatron.core.datasets.indexed_dataset import (
     get_idx_path,
 )
 
+from megatron_longrope2.data.tokenizer import check_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, replacing
 
@@ -78,16 +79,19 @@ def write_documents(path_prefix: str | Path, documents: Iterable[np.ndarray], *,
     return count
 
 
-def open_pool(path_prefix: str | Path, vocab_size: int | None = None) -> IndexedDataset:
+def open_pool(
+    path_prefix: str | Path, vocab_size: int | None = None, tokenizer: str | Path | None = None
+) -> IndexedDataset:
     """Open a pool, memory-mapped.
 
     Args:
         path_prefix: its path without `.bin` and `.idx`.
         vocab_size: of the model that will read it; None: not checked.
+        tokenizer: folder of the model's tokenizer; None: not compared.
 
     Raises:
         InputError: a file is missing, the index is corrupt, it contradicts the size of the data file, or the
-            pool's tokenizer has ids that the model has not.
+            pool was made with another tokenizer than the model's.
     """
     prefix = str(path_prefix)
     for path in (get_bin_path(prefix), get_idx_path(prefix)):
@@ -95,6 +99,9 @@ def open_pool(path_prefix: str | Path, vocab_size: int | None = None) -> Indexed
             raise InputError(f"{path}: no such file; name the pool's path without .bin and .idx")
     _check_index(prefix)
     documents = IndexedDataset(prefix, multimodal=False, mmap=True)
+    manifest = Path(prefix).with_name("manifest.json")
+    if tokenizer is not None and manifest.exists():
+        check_tokenizer(manifest, tokenizer)
     if vocab_size is not None:
         _check_vocabulary(prefix, documents, vocab_size)
     return documents

@@ -1,6 +1,5 @@
 """Text to pools: tokenize in parallel, sort documents by length, write Megatron's `.bin` and `.idx`."""
 
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -21,7 +20,7 @@ from megatron_longrope2.data.documents import Slice, slices
 from megatron_longrope2.data.encoder import TextEncoder, load_encoder
 from megatron_longrope2.data.shards import Bucket, Recipe, Shard, build_shard
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import read_json, replacing, write_json
+from megatron_longrope2.files import read_json, replacing, sha256, write_json
 
 FORMAT = "longrope2-pools/1"
 
@@ -263,9 +262,4 @@ def _merge_bucket(folders: list[Path], bucket: Bucket, output: Path, vocab_size:
         builder.sequence_lengths.extend(lengths.tolist())
     builder.document_indices = list(range(len(builder.sequence_lengths) + 1))
     builder.finalize(f"{prefix}.idx")
-    return {f"{kind}_sha256": _sha256(Path(f"{prefix}.{kind}")) for kind in ("bin", "idx")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {f"{kind}_sha256": sha256(Path(f"{prefix}.{kind}")) for kind in ("bin", "idx")}

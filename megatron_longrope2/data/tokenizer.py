@@ -1,18 +1,24 @@
-"""The tokenizer of a Hugging Face model folder."""
+"""The tokenizer of a Hugging Face model folder, and whether it is the one that made a pool."""
 
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import read_json, sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     """Read the fast tokenizer of a local folder; nothing is downloaded.
 
     Raises:
         InputError: the folder is missing or holds no tokenizer that transformers can read.
     """
+    # It takes seconds.
+    from transformers import AutoTokenizer
+
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; give a Hugging Face model folder with tokenizer.json")
     try:
@@ -22,3 +28,23 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         raise InputError(
             f"{folder}: tokenizer: cannot be read; give tokenizer.json and tokenizer_config.json ({reason})"
         ) from error
+
+
+def check_tokenizer(manifest: str | Path, folder: str | Path) -> None:
+    """Refuse data that another tokenizer made, by the hash of its file.
+
+    Args:
+        manifest: manifest.json of preprocessing.
+        folder: the model's tokenizer. A file of the kind that the data was made with need not be there
+            (LLaMA 3 has a `tokenizer.json` and tiktoken ranks that agree); nothing is compared then.
+
+    Raises:
+        InputError: the file in `folder` is another one.
+    """
+    made = read_json(manifest)["tokenizer"]
+    file = Path(folder) / ("tokenizer.json" if made["kind"] == "huggingface" else "tokenizer.model")
+    if file.is_file() and sha256(file) != made["sha256"]:
+        raise InputError(
+            f"{manifest}: tokenizer: the data was made with {made['path']}, which is not the model's {file}; "
+            f"preprocess the text again with --tokenizer {folder}"
+        )

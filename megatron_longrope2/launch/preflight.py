@@ -5,7 +5,6 @@ and exits with 2 if it finds something.
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from megatron_longrope2.data.tokenizer import check_tokenizer
 from megatron_longrope2.errors import InputError, run_main
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.launch.commands import factors_file
@@ -26,7 +26,6 @@ from megatron_longrope2.rope import load_factors
 from megatron_longrope2.rope.hf import HfRope, read_hf_config, read_hf_rope
 
 PACKAGE = "megatron-longrope2"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 # What a stage writes, in sizes of the model's own files (2 bytes a parameter). Training: two checkpoints of
 # bfloat16 weights, float32 weights and two moments (14 bytes a parameter).
@@ -208,8 +207,6 @@ def _factor_problems(settings: Settings) -> list[str]:
 
 def _pool_problems(settings: Settings) -> list[str]:
     """Each pool is there, and was made with the model's tokenizer."""
-    folder = settings.model.hf_dir
-    own = {_sha256(folder / name) for name in TOKENIZERS if (folder / name).is_file()}
     stage = settings.stages["train"]
     prefixes = [settings.fill(pool).split()[2] for pool in stage.pools]
     if stage.mix:
@@ -223,18 +220,11 @@ def _pool_problems(settings: Settings) -> list[str]:
         found += [f"{file}: no such file; name the pool's path without .bin and .idx" for file in missing]
         manifest = Path(prefix).with_name("manifest.json")
         if manifest.exists():
-            tokenizer = read_json(manifest)["tokenizer"]
-            if tokenizer["sha256"] not in own:
-                found.append(
-                    f"{manifest}: tokenizer: made with {tokenizer['path']}, which is not the one in "
-                    f"{folder}; preprocess the text again"
-                )
+            try:
+                check_tokenizer(manifest, settings.model.hf_dir)
+            except InputError as error:
+                found.append(str(error))
     return sorted(set(found))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _main() -> None:

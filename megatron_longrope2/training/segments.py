@@ -92,4 +92,5 @@ def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> MixedW
         long_window_attention=args.long_window_attention,
         repeat=repeat,
         vocab_size=args.vocab_size or get_tokenizer().vocab_size,
+        tokenizer=args.tokenizer_model,
     )

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_longrope2.data import mix
 from megatron_longrope2.data.pools import write_documents
-from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.files import read_json, sha256, write_json
 from megatron_longrope2.launch import preflight
 from megatron_longrope2.launch.preflight import node_problems, settings_problems, stage_problems
 from megatron_longrope2.launch.settings import Settings, load_settings
@@ -24,8 +24,8 @@ def ready(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     document = [np.arange(9)]
     write_documents(settings.run / "data/short", document, vocab_size=1024)
     write_documents(tmp_path / "long", document, vocab_size=1024)
-    sha256 = preflight._sha256(BASE / "tokenizer.json")
-    write_json(settings.run / "data/manifest.json", {"tokenizer": {"path": "t", "sha256": sha256}})
+    tokenizer = {"kind": "huggingface", "path": "t", "sha256": sha256(BASE / "tokenizer.json")}
+    write_json(settings.run / "data/manifest.json", {"tokenizer": tokenizer})
     _save_factors(settings)
     return settings
 
@@ -38,7 +38,7 @@ def _save_factors(settings: Settings, **changed: float) -> None:
         "original_length": 256,
         "target_length": 512,
     }
-    make_factors("yarn", **{**known, **changed}).save(settings.run / "search/factors.json")  # type: ignore[arg-type]
+    make_factors("yarn", **{**known, **changed}).save(settings.run / "search/factors.json")
 
 
 def test_nothing_wrong(ready: Settings) -> None:
@@ -50,11 +50,12 @@ def test_nothing_wrong(ready: Settings) -> None:
 def test_all_at_once(ready: Settings, tmp_path: Path) -> None:
     _save_factors(ready, rope_base=777.0)
     (tmp_path / "long.bin").unlink()
-    write_json(ready.run / "data/manifest.json", {"tokenizer": {"path": "other.json", "sha256": "0"}})
+    tokenizer = {"kind": "huggingface", "path": "other.json", "sha256": "0"}
+    write_json(ready.run / "data/manifest.json", {"tokenizer": tokenizer})
     found = "\n".join(stage_problems(ready, "train"))
     assert "factors.json: rope_base: " in found
     assert "long.bin: no such file" in found
-    assert "manifest.json: tokenizer: made with other.json, which is not the one in" in found
+    assert "manifest.json: tokenizer: the data was made with other.json, which is not" in found
     assert len(found.splitlines()) == 3
 
 

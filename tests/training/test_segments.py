@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import write_json
+from megatron_longrope2.files import sha256, write_json
 from megatron_longrope2.training.segments import segment_provider
 from tests.training.conftest import Parse
 
@@ -101,3 +101,25 @@ def test_run_without_a_length(parse: Parse, pools: Path) -> None:
     args.train_iters = None
     with pytest.raises(InputError, match="--train-iters: the run's length is missing"):
         segment_provider(args)
+
+
+def test_pool_of_another_tokenizer_of_the_same_size(parse: Parse, pools: Path, tmp_path: Path) -> None:
+    for suffix in (".bin", ".idx"):
+        shutil.copy(pools / f"long{suffix}", tmp_path / f"long{suffix}")
+    tokenizer = tmp_path / "checkpoint/tokenizer"
+    tokenizer.mkdir(parents=True)
+    args = parse("--pool", "long", "1", tmp_path / "long", "--tokenizer-model", tokenizer)
+    made = {"kind": "huggingface", "vocab_size": 256, "path": "other/tokenizer.json", "sha256": "0"}
+    write_json(tmp_path / "manifest.json", {"tokenizer": made})
+    # Data made with tokenizer.json, a checkpoint with tiktoken ranks: nothing to compare.
+    (tokenizer / "tokenizer.model").write_text("ranks")
+    segment_provider(args)
+    (tokenizer / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"made with other/tokenizer\.json, which is not the model's .*json; pre"
+    ):
+        segment_provider(args)
+    write_json(
+        tmp_path / "manifest.json", {"tokenizer": made | {"sha256": sha256(tokenizer / "tokenizer.json")}}
+    )
+    segment_provider(args)
