@@ -135,26 +135,36 @@ def hf_model(model: Any, shape: ModelShape, factors: "RopeFactors") -> Any:
     return made.train()
 
 
-def hf_weights(model: Any, shape: ModelShape) -> "dict[str, Tensor]":
-    """A Megatron model's weights under the names of transformers' Llama, through the converters' table."""
+def hf_weights(
+    model: Any, shape: ModelShape, state: "dict[str, Tensor] | None" = None
+) -> "dict[str, Tensor]":
+    """A Megatron model's weights under the names of transformers' Llama, through the converters' table.
+
+    Args:
+        state: something else of each parameter, such as its gradient; None: the weights.
+    """
     from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
     from megatron_longrope2.checkpoint.mapping import LAYERS, ModelDims
 
-    state = model.state_dict()
-    padded = len(state["embedding.word_embeddings.weight"])
+    state = model.state_dict() if state is None else state
+    saved = {checkpoint_name(model, name): value for name, value in state.items()}
+    padded = len(saved["embedding.word_embeddings.weight"])
     sizes = {name: getattr(shape, name) for name in ModelDims.__dataclass_fields__ if hasattr(shape, name)}
     dims = ModelDims(**sizes, padded_vocab_size=padded)
-    # Checkpoints have Transformer Engine's names; the torch spec knows its own for them.
-    own = model.decoder.layers[0].submodules_config.sharded_state_dict_keys_map
     weights: dict[str, Tensor] = {}
     for mapping in ARCHITECTURES["llama"].mappings(tied=shape.tied, biased=False):
         for layer in range(shape.num_layers if mapping.in_layers else 1):
-            name = mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")
-            for ours, saved in own.items():
-                name = name.replace(saved, ours)
-            parts = mapping.to_hf(state[name], dims)
+            parts = mapping.to_hf(saved[mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")], dims)
             weights |= dict(zip(mapping.hf_names(layer), parts, strict=True))
     return weights
+
+
+def checkpoint_name(model: Any, name: str) -> str:
+    """A parameter's name in checkpoints: Transformer Engine's; the torch spec has its own for norms."""
+    names = model.decoder.layers[0].submodules_config.sharded_state_dict_keys_map
+    for own, saved in names.items():
+        name = name.replace(own, saved)
+    return name
 
 
 def set_recompute(model: Any, full: bool) -> None:
@@ -179,10 +189,13 @@ def tokens_of(lengths: list[int], vocab_size: int) -> "Tensor":
     return tokens.to(torch.cuda.current_device())
 
 
-def training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
+def training_step(
+    model: Any, lengths: list[int], vocab_size: int, after_backward: Callable[[], None] = lambda: None
+) -> Callable[[], float]:
     """Forward and backward of a Megatron model on one pack of documents; returns the mean loss.
 
     Labels are the tokens themselves: as much work as next tokens, and the loss is a check value only.
+    `after_backward` is called while the gradients are there.
     """
     import torch
 
@@ -197,6 +210,7 @@ def training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[
     def step() -> float:
         loss = model(tokens, position_ids, None, labels=tokens, packed_seq_params=packed).mean()
         loss.backward()
+        after_backward()
         model.zero_grad(set_to_none=True)
         return float(loss.detach())
 
