@@ -82,7 +82,7 @@ run_commands() {
 run_stage() {
     local attempt status=0 verdict
     attempt=$(on_head -m megatron_longrope2.launch.attempts begin "$run" "$stage")
-    attempt_folder=$folder/attempt-$attempt
+    export attempt_folder=$folder/attempt-$attempt
     echo "$(date -Is) $stage, attempt $attempt on $SLURM_JOB_NODELIST; logs in $attempt_folder"
 
     on_each_node -m megatron_longrope2.launch.preflight "$run" "$stage" \

@@ -22,6 +22,9 @@ from megatron_longrope2.launch.chain import REPORT, load_chain
 TRY_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h."""
 
+TERMINATED = 143
+"""srun's exit status when ranks were ended by SIGTERM."""
+
 Ending = Literal["done", "failed", "warned", "lost"]
 
 _ITERATION = re.compile(rb"iteration\s+(\d+)/")
@@ -34,10 +37,10 @@ class Attempt:
 
     Attributes:
         job: Slurm's id.
-        ending: done; failed: a command's exit status; warned: stopped before the time limit; lost: Slurm took
-            the job without leaving time to say so (a dead node, preemption).
+        ending: done; failed: a command's exit status; warned: stopped before the time limit; lost: Slurm
+            ended the ranks or took the job (preemption, a dead node, `scontrol requeue`).
         status: exit status of the commands.
-        step: training iteration, or evaluations of the search, that it got to.
+        step: training iteration, evaluations of the search, or parts of another stage, that it got to.
     """
 
     number: int
@@ -112,8 +115,15 @@ def end(run: Path, stage: str, number: int, status: int, warned: bool) -> tuple[
     folder = run / "stages" / stage
     started = read_json(folder / f"attempt-{number}/begin.json")
     seconds = (_now() - datetime.datetime.fromisoformat(started["started"])).total_seconds()
-    # Training that was told to stop ends with status 0; if it was complete, the next attempt ends at once.
-    ending: Ending = "warned" if warned and (status or stage == "train") else "failed" if status else "done"
+    own = rank_statuses(folder / f"attempt-{number}")
+    # srun gives the highest status of all ranks: that of those that were ended because one had failed.
+    status = 2 if 2 in own.values() else status
+    ending: Ending = "failed" if status else "done"
+    if warned and status != 2 and (status or stage == "train"):
+        # Training that was told to stop ends with status 0; if it was complete, the next one ends at once.
+        ending = "warned"
+    elif status == TERMINATED and not own:
+        ending = "lost"
     attempt = Attempt(number, started["job"], ending, status, progress(run, stage, number), seconds)
     earlier = [one for one in attempts(folder) if one.job == attempt.job and one.number < number]
     verdict = judge(attempt, earlier, settings.slurm.attempts)
@@ -128,14 +138,27 @@ def attempts(folder: Path) -> list[Attempt]:
     return [Attempt(**read_json(path)) for path in ends if path.exists()]
 
 
+def rank_statuses(attempt: Path) -> dict[int, int]:
+    """Rank to exit status, of the ranks that failed by themselves; slurm/rank.sh writes them."""
+    files = attempt.glob("rank-*.status")
+    return {int(file.stem.removeprefix("rank-")): int(file.read_text()) for file in files}
+
+
 def progress(run: Path, stage: str, number: int) -> int:
-    """The step that an attempt got to: training by its ranks' logs or what is saved, search by its state."""
+    """The step that an attempt got to.
+
+    Training by its ranks' logs or what is saved, search by its state, preprocessing by its finished shards,
+    and every other stage by its finished commands.
+    """
     if stage == "search":
-        state = run / "search" / "state.json"
-        cost = read_json(state)["state"]["cost"] if state.exists() else {}
-        return int(cost.get("evaluations", 0) + cost.get("steps", 0))
+        path = run / "search" / "state.json"
+        state = read_json(path)["state"] if path.exists() else {"cost": {}}
+        under_way = sum(map(len, state.get("race", [])))  # of the generation that is being scored
+        return int(state["cost"].get("evaluations", 0) + state["cost"].get("steps", 0) + under_way)
+    if stage == "preprocess":
+        return sum(len(list(run.glob(place))) for place in (".data.shards/*/", "data/.*.shards/*/"))
     if stage != "train":
-        return 0
+        return len(list((run / "stages" / stage).glob("command-*.done")))
     logged = [_last_iteration(log) for log in (run / "stages/train" / f"attempt-{number}").glob("rank-*.log")]
     tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     saved = tracker.read_text().strip() if tracker.exists() else ""

@@ -55,7 +55,12 @@ def run(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     write().rename(folder / "settings.toml")
-    chain = {"base": str(tmp_path), "commands": {"train": [], "search": []}, "git_commit": None, "jobs": {}}
+    chain: dict[str, object] = {
+        "base": str(tmp_path),
+        "commands": {"train": [], "search": []},
+        "git_commit": None,
+        "jobs": {},
+    }
     write_json(folder / "chain.json", chain)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     return folder
@@ -94,6 +99,28 @@ def test_records(run: Path) -> None:
     assert "attempts 3 and 4" in report["reason"]
 
 
+@pytest.mark.parametrize(
+    ("status", "ranks", "warned", "ending", "code"),
+    [
+        # One rank found bad input, the others were ended for it: srun's status is theirs.
+        (143, {1: 2}, False, "failed", 2),
+        (137, {0: 143, 1: 2}, True, "failed", 2),
+        (143, {5: 137}, False, "failed", 75),
+        # No rank failed by itself: Slurm ended them all.
+        (143, {}, False, "lost", 75),
+        (143, {}, True, "warned", 75),
+    ],
+)
+def test_what_ended_the_ranks(
+    run: Path, status: int, ranks: dict[int, int], warned: bool, ending: str, code: int
+) -> None:
+    begin(run, "search")
+    for rank, own in ranks.items():
+        (run / f"stages/search/attempt-1/rank-{rank}.status").write_text(f"{own}\n")
+    assert end(run, "search", 1, status=status, warned=warned)[1] == code
+    assert attempts(run / "stages/search")[0].ending == ending
+
+
 def test_attempts_are_bounded_even_if_slurm_ends_each(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 5):
         assert begin(run, "train") == number
@@ -121,8 +148,17 @@ def test_progress(run: Path) -> None:
     assert progress(run, "train", 1) == 34
     assert progress(run, "search", 1) == 0
     (run / "search").mkdir()
-    write_json(run / "search/state.json", {"state": {"cost": {"evaluations": 12, "steps": 0}}})
-    assert progress(run, "search", 1) == 12
+    race = [[[0, 1.5], [1, None]], [], [[0, 1.0]]]
+    state = {"cost": {"evaluations": 12, "steps": 0}, "race": race}
+    write_json(run / "search/state.json", {"state": state})
+    assert progress(run, "search", 1) == 15
+    for place in ("data/.web.shards/a", "data/.web.shards/b", ".data.shards/c"):
+        (run / place).mkdir(parents=True)
+    assert progress(run, "preprocess", 1) == 3
+    (run / "stages/evaluate").mkdir()
+    assert progress(run, "evaluate", 1) == 0
+    (run / "stages/evaluate/command-1.done").touch()
+    assert progress(run, "evaluate", 1) == 1
 
 
 def test_a_record_is_read_back(run: Path) -> None:

@@ -19,14 +19,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
     started.stop()
 
 
-def processes(**variables: str) -> Iterator[tuple[int, int, str]]:
-    """(pid, parent's pid, command line) of the processes that have these environment variables."""
+def processes(**variables: str) -> Iterator[tuple[int, str]]:
+    """(pid, command line) of the processes that have these environment variables."""
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                yield int(folder.name), parent, command
+                yield int(folder.name), command
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue

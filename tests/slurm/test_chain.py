@@ -1,11 +1,13 @@
-"""The tiny example's whole chain on a real Slurm: two nodes, a killed rank, a warning, a refusal."""
+"""The tiny example's whole chain on a real Slurm: warnings, a killed rank, bad input, two nodes and one."""
 
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_longrope2.files import read_json
 from megatron_longrope2.launch.chain import load_chain
-from tests.distributed.launch import ROOT, torchrun
+from tests.distributed.launch import ROOT, free_port
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import processes
 
@@ -32,7 +34,11 @@ SETTINGS = (
     .replace("{here}/../.venv/bin/python", sys.executable)
     .replace("{here}/..", str(ROOT))
     .replace('"../', f'"{ROOT}/')
+    # Two processes on one node, and long enough to be interrupted.
+    .replace('nodes = 2\noptions = "--samples 2', 'processes_per_node = 2\noptions = "--samples 2')
+    .replace("--iterations 1 ", "--iterations 16 ")
 )
+BATCH = "--global-batch-size 2"
 
 
 def tool(cluster: Cluster, *words: object) -> tuple[int, str]:
@@ -41,11 +47,11 @@ def tool(cluster: Cluster, *words: object) -> tuple[int, str]:
     return finished.returncode, finished.stdout + finished.stderr
 
 
-def submit(cluster: Cluster, folder: Path, text: str) -> tuple[Path, dict[str, str]]:
+def submit(cluster: Cluster, folder: Path, text: str, *options: str) -> tuple[Path, dict[str, str]]:
     """Submit a chain; its run folder and jobs."""
     file = folder / "settings.toml"
     file.write_text(text)
-    status, output = tool(cluster, ROOT / "tools/submit.py", file)
+    status, output = tool(cluster, ROOT / "tools/submit.py", file, *options)
     assert status == 0, output
     return folder / "run", dict(re.findall(r"^(\w+) +job (\d+)$", output, re.MULTILINE))
 
@@ -55,10 +61,37 @@ def wait(condition: Callable[[], Any], run: Path) -> Any:
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, logs(run)
-        for report in run.glob("stages/*/report.json"):
-            assert read_json(report)["outcome"] != "stopped", logs(run)
+        assert "stopped" not in [outcome(run, name) for name in ("import", "search", "evaluate")], logs(run)
         time.sleep(0.1)
     return value
+
+
+@contextmanager
+def meanwhile(processes: int, *command: str) -> Iterator[None]:
+    """Run a stage's command without Slurm while the chain goes on; it must end well."""
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
+    port = ("--master-port", str(free_port()))
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *port, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, output[-4000:]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def without_slurm(run: Path, stage: str, folder: str, other: Path) -> list[str]:
+    """The command of a stage with another output folder."""
+    (command,) = load_chain(run)[0]["commands"][stage]
+    return [word.replace(str(run / folder), str(other)) for word in command]
 
 
 def logs(run: Path) -> str:
@@ -91,55 +124,85 @@ def saved(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_chain_survives(cluster: Cluster, tmp_path: Path) -> None:
-    run, jobs = submit(cluster, tmp_path, SETTINGS)
+    run, jobs = submit(cluster, tmp_path, SETTINGS.replace(BATCH, "--global-batch-size 3"))
     assert list(jobs) == ["import", "preprocess", "needles", "search", "train", "export", "evaluate"]
     status, output = tool(cluster, ROOT / "tools/submit.py", tmp_path / "settings.toml")
     assert status == 2
     assert "submitted already" in output
     assert jobs["train"] in output
 
-    # A rank of the second node dies after a checkpoint: the other one is ended, the job is requeued.
-    wait(lambda: max(iterations(run, 1), default=0) > 5, run)
-    ranks = {
-        pid: parent
-        for pid, parent, command in processes(SLURM_JOB_ID=jobs["train"], SLURM_PROCID="1")
-        if "megatron_longrope2.pretrain" in command
-    }
-    (rank,) = [pid for pid, parent in ranks.items() if parent not in ranks]
-    os.kill(rank, signal.SIGKILL)
-    killed = time.monotonic()
-    wait(lambda: (run / "stages/train/attempt-1/end.json").exists(), run)
-    assert time.monotonic() - killed < 60
-    status, output = tool(cluster, ROOT / "tools/status.py", run)
-    assert status == 0
-    assert re.search(r"^train +\d+ +(pending|completing|running) +[12] ", output, re.MULTILINE), output
+    interrupt_the_search(cluster, run, jobs["search"], tmp_path / "whole-search")
 
-    # Slurm's warning before the time limit: save, end, requeue.
-    wait(lambda: max(iterations(run, 2), default=0) > 6, run)
-    cluster.run("scancel", "--batch", "--signal=USR1", jobs["train"])
+    # What only the ranks can find wrong stops the chain as what preflight finds does.
+    wait(lambda: outcome(run, "train"), run)
+    report = read_json(run / "stages/train/report.json")
+    assert (report["outcome"], report["attempts"][-1]["status"]) == ("stopped", 2), logs(run)
+    told = (run / "stages/train/attempt-1/rank-0.log").read_text()
+    assert re.search(r"^error: .*batch_size", told, re.MULTILINE), told
+    wait(lambda: not cluster.run("squeue", "-h").stdout, run)
+    _, jobs = submit(cluster, tmp_path, SETTINGS, "--resume")
+    assert list(jobs) == ["train", "export", "evaluate"]
+
+    interrupt_training(cluster, run, jobs["train"], tmp_path / "whole")
     wait(lambda: outcome(run, "evaluate") == "done", run)
-
-    attempts = read_json(run / "stages/train/report.json")["attempts"]
-    assert [attempt["ending"] for attempt in attempts] == ["failed", "warned", "done"], logs(run)
-    assert {attempt["job"] for attempt in attempts} == {jobs["train"]}
-    for number, attempt in enumerate(attempts, start=1):
-        assert len(list((run / f"stages/train/attempt-{number}").glob("rank-[01].log"))) == 2
-        assert attempt["step"] == max(iterations(run, number))
-    # The second attempt goes on from a regular checkpoint, the third from exactly where the second stopped.
-    assert iterations(run, 2)[0] in (6, 11, 16)
-    assert iterations(run, 3)[0] == attempts[1]["step"] + 1
-    assert attempts[2]["step"] == STEPS
     assert (run / "hf/config.json").exists()
     assert (run / "evaluation/needle.json").exists()
     wait(lambda: "evaluate" not in cluster.run("squeue", "-h", "-o", "%j").stdout, run)
     status, output = tool(cluster, ROOT / "tools/status.py", run)
     assert len(re.findall(r" done +\d", output)) == 7, output
 
+
+def interrupt_the_search(cluster: Cluster, run: Path, job: str, whole: Path) -> None:
+    """Slurm's warning: the ranks end, the job goes on from their state, to the result of a whole search."""
+    wait((run / "search/state.json").exists, run)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    wait((run / "stages/search/attempt-1/end.json").exists, run)
+    with meanwhile(1, *without_slurm(run, "search", "search", whole)):
+        wait(lambda: outcome(run, "search") == "done", run)
+    attempts = read_json(run / "stages/search/report.json")["attempts"]
+    assert [attempt["ending"] for attempt in attempts] == ["warned", "done"], logs(run)
+    assert 0 < attempts[0]["step"] < attempts[1]["step"]
+    for number in (1, 2):
+        assert len(list((run / f"stages/search/attempt-{number}").glob("rank-[01].log"))) == 2
+    expected, found = (read_json(folder / "search.json") for folder in (whole, run / "search"))
+    assert found["history"] == expected["history"]
+
+
+def interrupt_training(cluster: Cluster, run: Path, job: str, whole: Path) -> None:
+    """A rank is killed, then Slurm warns: the weights are those of a run that was never interrupted."""
+    # A rank of the second node dies after a checkpoint: the other one is ended, the job is requeued.
+    wait(lambda: max(iterations(run, 2), default=0) > 5, run)
+    (rank,) = [
+        pid
+        for pid, command in processes(SLURM_JOB_ID=job, SLURM_PROCID="1")
+        if command.startswith(f"{sys.executable} -m megatron_longrope2.pretrain")
+    ]
+    os.kill(rank, signal.SIGKILL)
+    killed = time.monotonic()
+    wait((run / "stages/train/attempt-2/end.json").exists, run)
+    assert time.monotonic() - killed < 60
+    status, output = tool(cluster, ROOT / "tools/status.py", run)
+    assert status == 0
+    assert re.search(r"^train +\d+ +(pending|completing|running) +[23] ", output, re.MULTILINE), output
+
+    command = without_slurm(run, "train", "checkpoints", whole)
+    with meanwhile(2, *command, "--save-interval", str(STEPS)):
+        # Slurm's warning before the time limit: save, end, requeue.
+        wait(lambda: max(iterations(run, 3), default=0) > 6, run)
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        wait(lambda: outcome(run, "train") == "done", run)
+    attempts = read_json(run / "stages/train/report.json")["attempts"][1:]
+    assert [attempt["ending"] for attempt in attempts] == ["failed", "warned", "done"], logs(run)
+    assert {attempt["job"] for attempt in attempts} == {job}
+    for number, attempt in enumerate(attempts, start=2):
+        assert len(list((run / f"stages/train/attempt-{number}").glob("rank-[01].log"))) == 2
+        assert attempt["step"] == max(iterations(run, number))
+    # The second attempt goes on from a regular checkpoint, the third from exactly where the second stopped.
+    assert iterations(run, 3)[0] in (6, 11, 16)
+    assert iterations(run, 4)[0] == attempts[1]["step"] + 1
+    assert attempts[2]["step"] == STEPS
+
     # The same command under torchrun, never interrupted, gives the same weights to the last bit.
-    (command,) = load_chain(run)[0]["commands"]["train"]
-    whole = tmp_path / "whole"
-    command = [word.replace(str(run / "checkpoints"), str(whole)) for word in command]
-    torchrun(2, *command, "--save-interval", str(STEPS), timeout=PATIENCE)
     expected, found = (saved(place / f"iter_{STEPS:07d}") for place in (whole, run / "checkpoints"))
     assert len(expected) > 20
     assert expected.keys() == found.keys()
