@@ -59,6 +59,7 @@ def run_harness(
     limit: int | None = None,
     batch_size: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    tensor_parallel_size: int = 1,
 ) -> dict[str, Any]:
     """Run tasks of lm-evaluation-harness, without chat template.
 
@@ -69,22 +70,35 @@ def run_harness(
         lengths: tokens; of the tasks that make their own prompts (`ruler`).
         include_path: folder of further task definitions.
         limit: documents a task; None: all.
+        tensor_parallel_size: GPUs that share a model in vLLM.
 
     Returns:
-        `tasks` {task: {`metrics`: the harness's, `main`: the value of the task's metric or None, `shots`}}.
+        `tasks` {task: {`metrics`: the harness's, `main`: the value of the task's metric, `stderr`: its
+        standard error (percent, or None), `shots`}}.
 
     Raises:
         InputError: lm-eval or vLLM is not installed, a task is unknown, or the folder cannot be read.
     """
     lm_eval = _require("lm_eval", "pip install 'megatron-longrope2[eval]'")
+    if backend == "vllm":
+        _require("vllm", "pip install vllm, or use the transformers backend")
     from lm_eval.tasks import TaskManager
 
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{folder}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval needs; name one "
+            "in tokenizer_config.json"
+        )
     metadata = {"pretrained": str(folder), **({"max_seq_lengths": list(lengths)} if lengths else {})}
     manager = TaskManager(include_path=str(include_path) if include_path else None, metadata=metadata)
     unknown = [task.name for task in tasks if task.name not in manager.all_tasks]
     if unknown:
         raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
-    model = _model(folder, backend, max_length, batch_size, dtype)
+    if backend == "vllm":
+        model = _vllm(folder, max_length, batch_size, dtype, tensor_parallel_size)
+    else:
+        model = _transformers(folder, tokenizer, max_length, batch_size, dtype)
     results = {}
     for task in tasks:
         found = lm_eval.simple_evaluate(
@@ -94,37 +108,64 @@ def run_harness(
             name: {key: value for key, value in values.items() if isinstance(value, int | float)}
             for name, values in found["results"].items()
         }
-        results[task.name] = {"metrics": metrics, "main": _main_value(task, metrics), "shots": task.shots}
+        results[task.name] = {
+            "metrics": metrics,
+            "main": _percent(task, task.metric, metrics),
+            "stderr": _percent(task, f"{task.metric}_stderr", metrics),
+            "shots": task.shots,
+        }
     return {"tasks": results, "max_length": max_length, "backend": backend}
 
 
-def _model(folder: str | Path, backend: str, max_length: int, batch_size: int, dtype: torch.dtype) -> Any:
-    if backend == "vllm":
-        _require("vllm", "pip install vllm, or use the transformers backend")
-        from lm_eval.models.vllm_causallms import VLLM
+def _vllm(
+    folder: str | Path, max_length: int, batch_size: int, dtype: torch.dtype, tensor_parallel_size: int
+) -> Any:
+    from lm_eval.models.vllm_causallms import VLLM
 
-        name = str(dtype).removeprefix("torch.")
-        return VLLM(pretrained=str(folder), max_model_len=max_length, dtype=name, batch_size=batch_size)
+    return VLLM(
+        pretrained=str(folder),
+        max_model_len=max_length,
+        dtype=str(dtype).removeprefix("torch."),
+        batch_size=batch_size,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+
+
+def _transformers(
+    folder: str | Path, tokenizer: Any, max_length: int, batch_size: int, dtype: torch.dtype
+) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{folder}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval needs; name one "
-            f"in "
-            "tokenizer_config.json"
-        )
     model: Any = hf.load(folder, dtype=dtype)
     model.to("cuda" if has_gpu() else "cpu")
-    return HFLM(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
+    factors = getattr(model.base_model.rotary_emb, "factors", None)
+
+    class OneWindowABatch(HFLM):
+        """The harness pads batches to be scored on the right, without a mask: a short text beside a long one
+        would be seen with the long window's RoPE."""
+
+        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:
+            results: list[Any] = [None] * len(requests)
+            by_window: dict[bool, list[int]] = {}
+            for number, (_, context, continuation) in enumerate(requests):
+                read = min(len(context) + len(continuation) - 1, self.max_length)
+                long = factors is not None and read > factors.original_length
+                by_window.setdefault(long, []).append(number)
+            for numbers in by_window.values():
+                scored = super()._loglikelihood_tokens([requests[n] for n in numbers], *args, **options)
+                for number, result in zip(numbers, scored, strict=True):
+                    results[number] = result
+            return results
+
+    return OneWindowABatch(
+        pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size
+    )
 
 
-def _main_value(task: HarnessTask, metrics: dict[str, dict[str, float]]) -> float | None:
-    """The task's metric, whatever filter the harness put behind its name; percent."""
-    if task.metric is None:
-        return None
+def _percent(task: HarnessTask, metric: str | None, metrics: dict[str, dict[str, float]]) -> float | None:
+    """A metric of the task, whatever filter the harness put behind its name."""
     for key, value in metrics.get(task.name, {}).items():
-        if key.split(",")[0] == task.metric:
+        if key.split(",")[0] == metric:
             return 100 * value
     return None
 
