@@ -37,8 +37,18 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Est
     return mean_interval([value - base for value, base in zip(values, baseline, strict=True)])
 
 
-def proportion_interval(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, which stays sensible at 0 and 1."""
+def exponential_interval(estimate: Estimate) -> tuple[float, float]:
+    """The interval of `exp(mean)`: of a perplexity, or of a ratio of perplexities (infinite on overflow)."""
+    low, high = estimate.mean - estimate.ci95, estimate.mean + estimate.ci95
+    return math.exp(min(low, 700.0)), math.exp(high) if high < 700 else math.inf
+
+
+def proportion_interval(successes: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, which stays sensible at 0 and 1.
+
+    Successes may be partial ones, from 0 to 1 each: their variance is at most that of whole ones, so the
+    interval is then wider than it need be.
+    """
     z = NormalDist().inv_cdf(0.975)
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)

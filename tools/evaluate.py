@@ -4,15 +4,20 @@ side."""
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_longrope2.errors import InputError, run_main
 
 if TYPE_CHECKING:
     from megatron_longrope2.evaluation.measure import Measured
+    from megatron_longrope2.evaluation.records import Records
     from megatron_longrope2.evaluation.subject import Subject
+
+MEASURES = ("needle", "perplexity", "ruler")
+NEEDLE_OPTIONS = ("books", "lengths", "depths", "repetitions", "seed")
+PERPLEXITY_OPTIONS = ("books", "short_texts", "long_texts", "long_length", "windows", "stride", "seed")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     _add_lm_eval(
         command("lm-eval", _lm_eval, "lm-evaluation-harness on a Hugging Face export (`eval` extra)")
     )
-    _add_report(command("report", _report, "several checkpoints' results side by side"))
+    _add_compare(
+        command("compare", _compare, "measure checkpoints and factor files, then report them side by side")
+    )
+    _add_report(command("report", _report, "results that are there, side by side"))
     return parser.parse_args()
 
 
@@ -47,6 +55,10 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rope-factors", metavar="FILE", help="factor file or published name; None: the checkpoint's own"
     )
+    _add_layout(group)
+
+
+def _add_layout(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     for name in ("tensor", "pipeline", "context"):
         group.add_argument(
@@ -75,6 +87,10 @@ def _add_needle(parser: argparse.ArgumentParser) -> None:
     _add_subject(parser)
     _add_output(parser)
     _add_books(parser)
+    _add_needle_options(parser)
+
+
+def _add_needle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="of the samples, tokens")
     parser.add_argument("--depths", type=int, default=10, help="number of depths, evenly from 0 to 1")
     parser.add_argument("--repetitions", type=int, default=10, help="samples at each length and depth")
@@ -84,6 +100,10 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_subject(parser)
     _add_output(parser)
     _add_books(parser)
+    _add_perplexity_options(parser)
+
+
+def _add_perplexity_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short-texts", type=int, default=100, help="texts of the original length; 0: none")
     parser.add_argument("--long-texts", type=int, default=10, help="texts measured by position; 0: none")
     parser.add_argument("--long-length", type=int, help="their tokens; None: the target length")
@@ -124,10 +144,35 @@ def _add_lm_eval(parser: argparse.ArgumentParser) -> None:
         "--lengths", type=int, nargs="*", default=[], help="of tasks that make prompts, tokens"
     )
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers", help="runs it")
+    parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, help="GPUs that share the model in vLLM"
+    )
     parser.add_argument("--include-path", type=Path, help="folder of further task definitions")
     parser.add_argument("--limit", type=int, help="documents a task; None: all")
     parser.add_argument("--batch-size", type=int, default=1, help="documents at once")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of the weights")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "candidates",
+        nargs="+",
+        metavar="NAME=CHECKPOINT[,FACTORS]",
+        help="folder of a Megatron or Hugging Face checkpoint, with a factor file or published name instead "
+        "of its own factors, under the name it is shown by",
+    )
+    _add_layout(parser.add_argument_group("model"))
+    _add_output(parser)
+    _add_books(parser)
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES, help="what is measured")
+    _add_needle_options(parser)
+    _add_perplexity_options(parser)
+    parser.add_argument(
+        "--ruler-lengths", type=int, nargs="+", help="prompt and answer, tokens; None: --lengths"
+    )
+    parser.add_argument("--ruler-tasks", nargs="+", help="None: all")
+    parser.add_argument("--ruler-samples", type=int, default=100, help="of each task at each length")
+    _add_report_options(parser)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +180,18 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "results", nargs="+", metavar="NAME=DIR", help="result folders, each under the name it is shown by"
     )
-    parser.add_argument("--baseline", metavar="NAME", help="the checkpoint before the extension")
+    _add_report_options(parser)
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the checkpoint before the extension, for what was kept of it"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="what the others' needles are compared with, sample by sample; None: the baseline",
+    )
     parser.add_argument(
         "--ruler-threshold", type=float, default=85.6, help="RULER average of the effective length, percent"
     )
@@ -145,16 +201,24 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> "Subject":
+    return _open_checkpoint(
+        arguments.load or arguments.hf_dir, arguments.hf_dir is not None, arguments.rope_factors, arguments
+    )
+
+
+def _open_checkpoint(
+    folder: Path, is_hf: bool, rope_factors: str | None, arguments: argparse.Namespace
+) -> "Subject":
     import torch
 
     from megatron_longrope2.evaluation.subject import open_hf, open_megatron
 
     dtype = getattr(torch, arguments.dtype)
-    if arguments.hf_dir is not None:
-        return open_hf(arguments.hf_dir, rope_factors=arguments.rope_factors, dtype=dtype)
+    if is_hf:
+        return open_hf(folder, rope_factors=rope_factors, dtype=dtype)
     return open_megatron(
-        arguments.load,
-        rope_factors=arguments.rope_factors,
+        folder,
+        rope_factors=rope_factors,
         tensor_model_parallel_size=arguments.tensor_model_parallel_size,
         pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
         context_parallel_size=arguments.context_parallel_size,
@@ -167,8 +231,7 @@ def _needle(arguments: argparse.Namespace) -> None:
     from megatron_longrope2.evaluation.needle_grid import NeedleGrid
     from megatron_longrope2.evaluation.plots import plot_needles
 
-    names = ("books", "lengths", "depths", "repetitions", "seed")
-    measured = _measure(arguments, "needle", measure_needle, names)
+    measured = _measure(arguments, "needle", measure_needle, NEEDLE_OPTIONS)
     if measured is not None:
         title = (arguments.load or arguments.hf_dir).name
         plot_needles({title: NeedleGrid.from_dict(measured.result)}, arguments.output / "needle.png")
@@ -177,8 +240,7 @@ def _needle(arguments: argparse.Namespace) -> None:
 def _perplexity(arguments: argparse.Namespace) -> None:
     from megatron_longrope2.evaluation.measure import measure_perplexity
 
-    names = ("books", "short_texts", "long_texts", "long_length", "windows", "stride", "seed")
-    _measure(arguments, "perplexity", measure_perplexity, names)
+    _measure(arguments, "perplexity", measure_perplexity, PERPLEXITY_OPTIONS)
 
 
 def _ruler(arguments: argparse.Namespace) -> None:
@@ -190,20 +252,14 @@ def _ruler(arguments: argparse.Namespace) -> None:
 def _measure(
     arguments: argparse.Namespace, kind: str, measure: Callable[..., "Measured"], names: Sequence[str]
 ) -> "Measured | None":
-    """Measure with the named options, write the record, print the summary; None where another process
-    writes."""
-    from megatron_longrope2.evaluation.records import describe, write_record
+    from megatron_longrope2.evaluation.compare import measure_into
 
-    start = time.monotonic()
     subject = _open(arguments)
-    measured = measure(subject, **{name: getattr(arguments, name) for name in names})
-    if not subject.writes:
-        return None
-    about = describe(subject, measured.beyond)
-    seconds = time.monotonic() - start
-    path = write_record(arguments.output, kind, about, measured.settings, measured.result, seconds)
-    print(f"{measured.summary}\n{path}")
-    return measured
+    return measure_into(arguments.output, kind, subject, measure, _options(arguments, names))
+
+
+def _options(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -230,9 +286,20 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
         tasks = SUITES[arguments.suite]
     else:
         tasks = tuple(HarnessTask(name, arguments.shots, arguments.metric) for name in arguments.tasks)
-    short = SHORT_LENGTH if arguments.suite == "short" else about["target_length"]
+    longest = SHORT_LENGTH if arguments.suite == "short" else about["target_length"]
+    max_length = arguments.max_length or min(longest, about["target_length"])
+    if max_length > about["target_length"]:
+        raise InputError(
+            f"--max-length: {max_length} tokens are longer than the target length of "
+            f"{about['target_length']} of {arguments.hf_dir}; use at most that"
+        )
+    if arguments.backend == "vllm" and arguments.suite == "short" and max_length > about["original_length"]:
+        raise InputError(
+            f"--max-length: with {max_length} tokens vLLM sees short prompts with the rescaled RoPE too; use "
+            f"--max-length {about['original_length']}, the original length, or the transformers backend"
+        )
     settings = {
-        "max_length": arguments.max_length or min(short, about["target_length"]),
+        "max_length": max_length,
         "backend": arguments.backend,
         "lengths": arguments.lengths,
         "limit": arguments.limit,
@@ -243,6 +310,7 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
         tasks,
         include_path=arguments.include_path,
         dtype=getattr(torch, arguments.dtype),
+        tensor_parallel_size=arguments.tensor_parallel_size,
         **settings,
     )
     print(write_record(arguments.output, "lm_eval", about, settings, result, time.monotonic() - start))
@@ -250,7 +318,6 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from megatron_longrope2.evaluation.records import read_records
-    from megatron_longrope2.evaluation.report import build_report, write_report
 
     checkpoints = {}
     for pair in arguments.results:
@@ -260,12 +327,45 @@ def _report(arguments: argparse.Namespace) -> None:
                 f"{pair}: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
             )
         checkpoints[name] = read_records(folder)
-    report = build_report(
-        checkpoints,
-        baseline=arguments.baseline,
-        ruler_threshold=arguments.ruler_threshold,
-        needle_threshold=arguments.needle_threshold,
+    _write_report(arguments, checkpoints)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from megatron_longrope2.evaluation.compare import Candidate, measure_candidates
+    from megatron_longrope2.evaluation.measure import measure_needle, measure_perplexity, measure_ruler
+
+    ruler = {
+        "books": arguments.books,
+        "tasks": arguments.ruler_tasks,
+        "lengths": arguments.ruler_lengths or arguments.lengths,
+        "samples": arguments.ruler_samples,
+        "seed": arguments.seed,
+    }
+    measurements = {
+        "needle": (measure_needle, _options(arguments, NEEDLE_OPTIONS)),
+        "perplexity": (measure_perplexity, _options(arguments, PERPLEXITY_OPTIONS)),
+        "ruler": (measure_ruler, ruler),
+    }
+    candidates = [Candidate.parse(text) for text in arguments.candidates]
+    for role in ("baseline", "reference"):
+        name = getattr(arguments, role)
+        if name is not None and name not in {candidate.name for candidate in candidates}:
+            raise InputError(f"--{role}: {name!r} is not the name of a checkpoint given")
+    checkpoints = measure_candidates(
+        candidates,
+        {kind: measurements[kind] for kind in arguments.measures},
+        arguments.output,
+        lambda one: _open_checkpoint(Path(one.checkpoint), one.is_hf, one.rope_factors, arguments),
     )
+    if checkpoints:
+        _write_report(arguments, checkpoints)
+
+
+def _write_report(arguments: argparse.Namespace, checkpoints: "Mapping[str, Records]") -> None:
+    from megatron_longrope2.evaluation.report import build_report, write_report
+
+    names = ("baseline", "reference", "ruler_threshold", "needle_threshold")
+    report = build_report(checkpoints, **_options(arguments, names))
     paths = write_report(report, checkpoints, arguments.output)
     print((arguments.output / "report.md").read_text(encoding="utf-8"))
     print(*paths, sep="\n", file=sys.stderr)

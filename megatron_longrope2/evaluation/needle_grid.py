@@ -9,7 +9,13 @@ from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.scorers import Scorer
 from megatron_longrope2.search.objective import Sample
-from megatron_longrope2.statistics import Estimate, paired_difference, proportion_interval
+from megatron_longrope2.statistics import (
+    Estimate,
+    exponential_interval,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class NeedleGrid:
         """Perplexity of the answer tokens (infinite when it overflows)."""
         nll = sum(score.nll for score in self.scores) / sum(score.tokens for score in self.scores)
         return math.exp(nll) if nll < 700 else math.inf
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """95 % interval of the perplexity, over samples."""
+        return exponential_interval(mean_interval([score.nll / score.tokens for score in self.scores]))
 
     def table(self) -> list[list[float]]:
         """Accuracy [lengths, depths]."""

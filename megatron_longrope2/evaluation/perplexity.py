@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.scorers import Scorer
 from megatron_longrope2.search.objective import Sample
-from megatron_longrope2.statistics import Estimate, mean_interval, paired_difference
+from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
 
 STRIDE = 256
 """Tokens between two sliding windows (Chen et al. 2023, Position Interpolation, section 3.3)."""
@@ -50,9 +50,15 @@ class Perplexity:
         return paired_difference(self.per_token, baseline.per_token)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready; `ci95` is the perplexity's interval over texts, null where it is unbounded."""
         value = self.value if self.value < math.inf else None
-        return {"perplexity": value, "nll": list(self.nll), "tokens": list(self.tokens)}
+        interval = exponential_interval(self.interval())
+        return {
+            "perplexity": value,
+            "ci95": list(interval) if max(interval) < math.inf else None,
+            "nll": list(self.nll),
+            "tokens": list(self.tokens),
+        }
 
 
 def text_perplexity(scorer: Scorer, texts: Sequence[Sample], description: str = "perplexity") -> Perplexity:

@@ -10,13 +10,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid
 from megatron_longrope2.rope.plots import save_figure
 
-COLUMNS = 3
-"""Heat maps side by side."""
+COLUMNS = 4
+"""Heat maps side by side, at most."""
 MARKERS = "osD^vP*X<>"
 
 
@@ -35,8 +36,8 @@ def plot_needles(
     """
     if not grids:
         raise InputError(f"{path}: no needle grid to draw")
-    columns = min(COLUMNS, len(grids))
-    rows = -(-len(grids) // columns)
+    rows = -(-len(grids) // COLUMNS)
+    columns = -(-len(grids) // rows)
     figure, panels = plt.subplots(
         rows, columns, figsize=(4.2 * columns, 3.2 * rows), layout="constrained", squeeze=False
     )
@@ -81,7 +82,7 @@ def plot_short_against_long(
         labels: of the two axes.
         log: which axes are logarithmic.
     """
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for (name, (short, long)), marker in zip(scores.items(), MARKERS * len(scores), strict=False):
         axes.scatter([short], [long], s=70, marker=marker, label=name)
     axes.set_xlabel(labels[0])
@@ -90,7 +91,7 @@ def plot_short_against_long(
         if logarithmic:
             set_scale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     save_figure(figure, path)
 
 
@@ -99,7 +100,7 @@ def plot_bars(
     path: str | Path,
     ylabel: str,
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-    log: bool = False,
+    top: float | None = None,
 ) -> None:
     """Grouped bars: one group a category (a length, a window), one bar in it a method.
 
@@ -108,10 +109,11 @@ def plot_bars(
         path: image to write.
         ylabel: what the values are, with their unit.
         intervals: method -> category -> (low, high), drawn as error bars where given.
-        log: logarithmic values.
+        top: of the axis; default: what the values need.
     """
     categories = list(dict.fromkeys(category for by_category in values.values() for category in by_category))
-    figure, axes = plt.subplots(figsize=(max(6, 1.2 * len(categories) + 2), 4), layout="constrained")
+    bars = len(categories) * len(values)
+    figure, axes = plt.subplots(figsize=(max(6.5, 0.25 * bars + 3), 4), layout="constrained")
     width = 0.8 / len(values)
     for number, (method, by_category) in enumerate(values.items()):
         places, heights, errors = [], [], []
@@ -124,13 +126,12 @@ def plot_bars(
             heights.append(value)
             errors.append((max(value - low, 0), max(high - value, 0)))
         yerr = np.array(errors).T if intervals and errors else None
-        axes.bar(places, heights, width * 0.95, yerr=yerr, capsize=2, error_kw={"lw": 0.8}, label=method)
+        axes.bar(places, heights, width * 0.95, yerr=yerr, capsize=1.5, error_kw={"lw": 0.8}, label=method)
     axes.set_xticks(range(len(categories)), categories)
     axes.set_ylabel(ylabel)
-    if log:
-        axes.set_yscale("log")
+    axes.set_ylim(0, top)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=max(1, len(values) // 4 + 1))
+    figure.legend(fontsize=8, loc="outside right upper")
     save_figure(figure, path)
 
 
@@ -140,6 +141,7 @@ def plot_lines(
     ylabel: str,
     original_length: int | None = None,
     log: bool = False,
+    xlabel: str = "length (tokens)",
 ) -> None:
     """A value by length in tokens (or position), one line a method; the length axis is logarithmic.
 
@@ -149,8 +151,9 @@ def plot_lines(
         ylabel: what the values are, with their unit.
         original_length: tokens; marked by a vertical line.
         log: logarithmic values.
+        xlabel: what the lengths are.
     """
-    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for (method, by_length), marker in zip(values.items(), MARKERS * len(values), strict=False):
         lengths: Sequence[int] = sorted(by_length)
         axes.plot(lengths, [by_length[n] for n in lengths], marker=marker, markersize=4, label=method)
@@ -158,10 +161,12 @@ def plot_lines(
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
     if original_length is not None:
-        axes.axvline(original_length, color="black", linewidth=1, linestyle="--")
-    axes.set_xlabel("length (tokens)")
+        axes.axvline(original_length, color="black", linewidth=1, linestyle="--", label="original length")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     save_figure(figure, path)

@@ -19,6 +19,8 @@ from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
 
 FORMAT = "longrope2-evaluation/1"
 KINDS = ("needle", "perplexity", "ruler", "lm_eval")
+Records = Mapping[str, Mapping[str, Any]]
+"""A checkpoint's records by kind, as `read_records` gives them."""
 PACKAGES = ("torch", "megatron-core", "transformers", "numpy", "lm_eval")
 
 

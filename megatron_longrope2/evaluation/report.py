@@ -7,14 +7,13 @@ from typing import Any
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid, compare_needles
-from megatron_longrope2.evaluation.plots import plot_lines, plot_needles, plot_short_against_long
-from megatron_longrope2.evaluation.records import provenance
+from megatron_longrope2.evaluation.perplexity import Perplexity
+from megatron_longrope2.evaluation.records import Records, provenance
+from megatron_longrope2.evaluation.report_pictures import draw_pictures
 from megatron_longrope2.evaluation.report_tables import markdown
 from megatron_longrope2.evaluation.ruler.run import RulerResult
 from megatron_longrope2.files import write_json, write_text
-
-Records = Mapping[str, Mapping[str, Any]]
-"""A checkpoint's records by kind, as `records.read_records` gives them."""
+from megatron_longrope2.statistics import exponential_interval
 
 RULER_THRESHOLD = 85.6
 """RULER's bar for the effective length, percent: Llama2-7B at 4K (Hsieh et al. 2024, section 4)."""
@@ -26,6 +25,7 @@ def build_report(
     checkpoints: Mapping[str, Records],
     *,
     baseline: str | None = None,
+    reference: str | None = None,
     ruler_threshold: float = RULER_THRESHOLD,
     needle_threshold: float = NEEDLE_THRESHOLD,
 ) -> dict[str, Any]:
@@ -33,9 +33,11 @@ def build_report(
 
     Args:
         checkpoints: name -> records.
-        baseline: the checkpoint before the extension: short scores are divided by its, needles compared with
-        it. ruler_threshold: percent; the longest length whose RULER average is at least this is the effective
-        one. needle_threshold: the same for needle accuracy, 0 to 1.
+        baseline: the checkpoint before the extension, by whose short scores the others' are divided.
+        reference: what the others' needles are compared with, sample by sample; default: the baseline.
+        ruler_threshold: percent; the longest length whose RULER average is at least this is the effective
+            one.
+        needle_threshold: the same for needle accuracy, 0 to 1.
 
     Returns:
         `checkpoints` {name: {`checkpoint`, `method`, `original_length`, `target_length`, `beyond_window`}},
@@ -43,23 +45,27 @@ def build_report(
         measured.
 
     Raises:
-        InputError: there is no checkpoint, the baseline is not one of them, or a record cannot be read.
+        InputError: there is no checkpoint, the baseline or the reference is not one of them, or a record
+            cannot be read.
     """
     if not checkpoints:
         raise InputError("report: no results; give at least one NAME=FOLDER")
-    if baseline is not None and baseline not in checkpoints:
-        raise InputError(f"report: baseline: {baseline!r} is not one of {', '.join(checkpoints)}")
+    for role, name in (("baseline", baseline), ("reference", reference)):
+        if name is not None and name not in checkpoints:
+            raise InputError(f"report: {role}: {name!r} is not one of {', '.join(checkpoints)}")
+    reference = reference or baseline
     report: dict[str, Any] = {
         "checkpoints": {name: _about(records) for name, records in checkpoints.items()},
         "baseline": baseline,
+        "reference": reference,
         "needle": _each(checkpoints, "needle", lambda result: _needle(result, needle_threshold)),
         "perplexity": _each(checkpoints, "perplexity", lambda result: result),
         "ruler": _each(checkpoints, "ruler", lambda result: _ruler(result, ruler_threshold)),
         "short": _each(checkpoints, "lm_eval", _short),
         "thresholds": {"ruler": ruler_threshold, "needle": needle_threshold},
     }
-    report["retention"] = _retention(report, baseline) if baseline else {}
-    report["comparisons"] = _comparisons(checkpoints, baseline) if baseline else {}
+    report["retention"] = _retention(report, checkpoints, baseline) if baseline else {}
+    report["comparisons"] = _comparisons(checkpoints, reference) if reference else {}
     return report
 
 
@@ -74,7 +80,7 @@ def write_report(
         folder: gets the files.
     """
     folder = Path(folder)
-    pictures = _pictures(report, checkpoints, folder)
+    pictures = draw_pictures(report, checkpoints, folder)
     write_json(
         folder / "report.json", {**report, **provenance(), "pictures": [path.name for path in pictures]}
     )
@@ -112,6 +118,11 @@ def _needle(result: Mapping[str, Any], threshold: float) -> dict[str, Any]:
         "accuracy": {str(length): value for length, value in accuracies.items()},
         "accuracy_ci95": {str(length): list(grid.at(length).accuracy_interval) for length in grid.lengths},
         "perplexity": {str(length): _finite(grid.at(length).perplexity) for length in grid.lengths},
+        "perplexity_ci95": {
+            str(length): [_finite(end) for end in grid.at(length).perplexity_interval]
+            for length in grid.lengths
+        },
+        "samples": {str(length): len(grid.at(length).scores) for length in grid.lengths},
         "effective_length": effective_length(accuracies, threshold),
     }
 
@@ -122,6 +133,8 @@ def _ruler(result: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     summary = scores.to_dict()
     return {
         "average": summary["average"],
+        "average_ci95": {str(length): list(scores.average_interval(length)) for length in scores.lengths},
+        "samples": max(len(values) for by_length in scores.scores.values() for values in by_length.values()),
         "tasks": summary["tasks"],
         "effective_length": effective_length(averages, threshold),
     }
@@ -129,13 +142,16 @@ def _ruler(result: Mapping[str, Any], threshold: float) -> dict[str, Any]:
 
 def _short(result: Mapping[str, Any]) -> dict[str, Any]:
     scores = {name: task["main"] for name, task in result["tasks"].items() if task["main"] is not None}
+    errors = {name: task.get("stderr") for name, task in result["tasks"].items() if name in scores}
     average = sum(scores.values()) / len(scores) if scores else None
-    return {"tasks": scores, "average": average}
+    return {"tasks": scores, "stderr": errors, "average": average}
 
 
-def _retention(report: Mapping[str, Any], baseline: str) -> dict[str, dict[str, float]]:
+def _retention(
+    report: Mapping[str, Any], checkpoints: Mapping[str, Records], baseline: str
+) -> dict[str, dict[str, Any]]:
     """Short scores after / before: of the harness's average, and of short perplexity (before / after)."""
-    retention: dict[str, dict[str, float]] = {}
+    retention: dict[str, dict[str, Any]] = {}
     before = report["short"].get(baseline)
     for name, after in report["short"].items():
         if (
@@ -145,24 +161,39 @@ def _retention(report: Mapping[str, Any], baseline: str) -> dict[str, dict[str, 
             and before["tasks"].keys() == after["tasks"].keys()
         ):
             retention.setdefault(name, {})["short_average"] = after["average"] / before["average"]
-    base = report["perplexity"].get(baseline, {}).get("short")
-    for name, measured in report["perplexity"].items():
-        if base and measured.get("short"):
-            ratio = base["perplexity"] / measured["short"]["perplexity"]
-            retention.setdefault(name, {})["short_perplexity"] = ratio
+    texts = {
+        name: _short_texts(records["perplexity"])
+        for name, records in checkpoints.items()
+        if "perplexity" in records
+    }
+    base = texts.get(baseline)
+    for name, found in texts.items():
+        if base and found and found[0] == base[0] and found[1].tokens == base[1].tokens:
+            difference = base[1].difference(found[1])
+            kept = retention.setdefault(name, {})
+            kept["short_perplexity"] = base[1].value / found[1].value
+            kept["short_perplexity_ci95"] = [_finite(end) for end in exponential_interval(difference)]
     return retention
 
 
-def _comparisons(checkpoints: Mapping[str, Records], baseline: str) -> dict[str, dict[str, Any]]:
-    """Needles of every checkpoint minus the baseline's, paired, nats a token; only where samples are the
-    same."""
-    if "needle" not in checkpoints[baseline]:
+def _short_texts(record: Mapping[str, Any]) -> tuple[list[Any], Perplexity] | None:
+    """What decided the short texts, and their perplexity, if it was measured and did not overflow."""
+    short = record["result"]["short"]
+    if not short or short["perplexity"] is None:
+        return None
+    decided = [record["settings"].get(key) for key in ("books", "short_texts", "seed")]
+    return decided, Perplexity(tuple(short["nll"]), tuple(short["tokens"]))
+
+
+def _comparisons(checkpoints: Mapping[str, Records], reference: str) -> dict[str, dict[str, Any]]:
+    """Needles of every checkpoint minus the reference's, paired, nats a token; only of the same samples."""
+    if "needle" not in checkpoints[reference]:
         return {}
-    base_record = checkpoints[baseline]["needle"]
+    base_record = checkpoints[reference]["needle"]
     base = NeedleGrid.from_dict(base_record["result"])
     found: dict[str, dict[str, Any]] = {}
     for name, records in checkpoints.items():
-        if name == baseline or "needle" not in records:
+        if name == reference or "needle" not in records:
             continue
         if records["needle"]["settings"] != base_record["settings"]:
             continue
@@ -173,46 +204,6 @@ def _comparisons(checkpoints: Mapping[str, Records], baseline: str) -> dict[str,
             if length in base.lengths
         }
     return found
-
-
-def _pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records], folder: Path) -> list[Path]:
-    originals = {about["original_length"] for about in report["checkpoints"].values()}
-    original = originals.pop() if len(originals) == 1 else None
-    paths: list[Path] = []
-
-    def draw(
-        name: str, plot: Callable[..., None], values: Mapping[str, Any], *rest: Any, **options: Any
-    ) -> None:
-        if values:
-            plot(values, folder / f"{name}.png", *rest, **options)
-            paths.append(folder / f"{name}.png")
-
-    grids = {
-        name: NeedleGrid.from_dict(records["needle"]["result"])
-        for name, records in checkpoints.items()
-        if "needle" in records
-    }
-    draw("needles", plot_needles, grids, original_length=original)
-    lines = {
-        name: {int(n): v for n, v in value["average"].items()} for name, value in report["ruler"].items()
-    }
-    draw("ruler", plot_lines, lines, "RULER average (%)", original_length=original)
-    positions = {
-        name: {bucket["end"]: bucket["perplexity"] for bucket in value["positions"]}
-        for name, value in report["perplexity"].items()
-        if value.get("positions")
-    }
-    label = "perplexity up to this position"
-    draw("perplexity", plot_lines, positions, label, original_length=original, log=True)
-    both = {
-        name: (value["short"]["perplexity"], report["needle"][name]["accuracy"][longest])
-        for name, value in report["perplexity"].items()
-        if value.get("short") and name in report["needle"]
-        for longest in [max(report["needle"][name]["accuracy"], key=int)]
-    }
-    labels = ("short perplexity", "needle accuracy at the longest length")
-    draw("short_long", plot_short_against_long, both, labels)
-    return paths
 
 
 def _finite(value: float) -> float | None:

@@ -70,7 +70,7 @@ def open_megatron(
     context_parallel_size: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Subject:
-    """A Megatron checkpoint; under torchrun every process calls it.
+    """A Megatron checkpoint, in place of an earlier one; under torchrun every process calls it.
 
     Raises:
         InputError: as `load_model`.
@@ -78,8 +78,9 @@ def open_megatron(
     device.install()
     from megatron_longrope2.evaluation.generation import generate
     from megatron_longrope2.evaluation.megatron_scorer import MegatronScorer
-    from megatron_longrope2.model.loading import load_model
+    from megatron_longrope2.model.loading import load_model, unload_model
 
+    unload_model()
     model = load_model(
         load_dir,
         rope_factors=rope_factors,

@@ -1,5 +1,6 @@
 """What a report concludes from records that are known."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid, NeedleScore
+from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.report import build_report, effective_length, write_report
 from megatron_longrope2.evaluation.ruler import RulerResult
 from megatron_longrope2.files import read_json
@@ -35,19 +37,26 @@ def needles(right: dict[int, int], nll: float, **settings: Any) -> dict[str, Any
 
 
 def harness(**scores: float) -> dict[str, Any]:
-    return record({"tasks": {name: {"main": score, "metrics": {}} for name, score in scores.items()}})
+    return record({"tasks": {name: {"main": score, "stderr": 0.5} for name, score in scores.items()}})
+
+
+def perplexity(short: float, long: float, **settings: Any) -> dict[str, Any]:
+    """Two texts in the original window, one nat a token apart, and one position bucket of long ones."""
+    measured = Perplexity((100 * math.log(short) - 50, 100 * math.log(short) + 50), (100, 100))
+    bucket = {"start": 64, "end": 256, **Perplexity((math.log(long),) * 2, (1, 1)).to_dict()}
+    return record({"short": measured.to_dict(), "positions": [bucket], "sliding": []}, **settings)
 
 
 CHECKPOINTS: dict[str, dict[str, dict[str, Any]]] = {
     "before": {
         "needle": needles({64: 10, 256: 0}, nll=70.0, seed=1),
         "lm_eval": harness(mmlu=60.0, gsm8k=40.0),
-        "perplexity": record({"short": {"perplexity": 5.0}, "positions": [], "sliding": []}),
+        "perplexity": perplexity(5.0, 20.0),
     },
     "after": {
         "needle": needles({64: 10, 128: 9, 256: 9}, nll=7.0, seed=1),
         "lm_eval": harness(mmlu=59.0, gsm8k=39.0),
-        "perplexity": record({"short": {"perplexity": 5.1}, "positions": [], "sliding": []}),
+        "perplexity": perplexity(5.1, 10.0),
         "ruler": record(RulerResult({"ruler_vt": {64: [1.0], 128: [0.9], 256: [0.8]}}).to_dict()),
     },
     "other seed": {"needle": needles({64: 10}, nll=7.0, seed=2)},
@@ -56,9 +65,10 @@ CHECKPOINTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def test_numbers() -> None:
     report = build_report(CHECKPOINTS, baseline="before")
-    assert report["retention"]["after"] == pytest.approx(
-        {"short_average": 98 / 100, "short_perplexity": 5.0 / 5.1}
-    )
+    kept = report["retention"]["after"]
+    assert (kept["short_average"], kept["short_perplexity"]) == pytest.approx((98 / 100, 5.0 / 5.1))
+    # The texts differ, their differences do not: pairing leaves no doubt.
+    assert kept["short_perplexity_ci95"] == pytest.approx([5.0 / 5.1] * 2)
     assert report["needle"]["before"]["effective_length"] == 64
     assert report["needle"]["after"]["effective_length"] == 256
     assert report["ruler"]["after"]["effective_length"] == 128
@@ -87,12 +97,16 @@ def test_files(tmp_path: Path) -> None:
     }
     paths = write_report(build_report(checkpoints, baseline="before"), checkpoints, tmp_path)
     assert {path.name for path in paths} == {
-        *("report.json", "report.md", "needles.png", "ruler.png", "short_long.png")
+        *("report.json", "report.md", "needles.png", "needle_accuracy.png", "needle_perplexity.png"),
+        *("ruler.png", "perplexity.png", "short_long.png"),
     }
     assert read_json(tmp_path / "report.json")["baseline"] == "before"
     text = (tmp_path / "report.md").read_text()
-    assert "| after | longrope2 | 64 | 256 | RULER 128, needles 256 | short average 98.0%" in text
+    assert "| after | longrope2 | 64 | 256 | 128 | 256 | 98.0% | 98.0% (98.0%-98.0%) |" in text
     assert "0.10 (0.02-0.40)*" in text
+    assert "| after | **-9.000 ± 0.000** | **-9.000 ± 0.000** |" in text
+    assert "| after | 59.0 ± 1.0 | 39.0 ± 1.0 | 49.0 |" in text
+    assert "| after | 5.10 (" in text
     assert "\\* beyond the checkpoint's window" in text
 
 

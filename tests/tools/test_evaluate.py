@@ -1,8 +1,11 @@
 """The command line from a model folder to a report, in one process, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.evaluation.records import read_records
+from megatron_longrope2.rope import make_factors
+from tests.distributed.launch import ROOT
 from tests.evaluation.tiny_llama import write_model
 
 
@@ -70,8 +75,53 @@ def test_measures_and_reports_side_by_side(model: Path, monkeypatch, tmp_path, c
     assert difference["200"]["count"] == 6
     assert report["checkpoints"]["before"]["beyond_window"] == [150, 200, 250]
     assert "| before | none | 64 | 64 (measured beyond: 150, 200, 250) |" in shown
-    assert set(report["pictures"]) == {"needles.png", "perplexity.png", "short_long.png"}
+    names = ("needles", "needle_accuracy", "needle_perplexity", "perplexity", "short_long")
+    assert report["pictures"] == [f"{name}.png" for name in names]
     assert all((tmp_path / "report" / name).exists() for name in report["pictures"])
+
+
+def test_compares_checkpoints_and_factor_files(model: Path, monkeypatch, tmp_path, caplog, capsys) -> None:
+    shape = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": 64, "target_length": 256}
+    make_factors("pi", **shape).save(tmp_path / "pi.json")
+    candidates = [f"plain={model / 'plain'}", f"ntk={model / 'megatron'}"]
+    candidates.append(f"pi={model / 'megatron'},{tmp_path / 'pi.json'}")
+    options = ["--books", model / "books", "--lengths", 150, "--depths", 2, "--repetitions", 2]
+    options += ["--short-texts", 2, "--long-texts", 0, "--measures", "needle", "perplexity"]
+    options += ["--baseline", "plain", "--reference", "ntk", "--output", tmp_path / "out"]
+    words = ["compare", *candidates, *options]
+    # In a process of its own, in which Megatron loads one checkpoint after another.
+    command = [sys.executable, ROOT / "tools/evaluate.py", *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {name: about["method"] for name, about in report["checkpoints"].items()} == {
+        "plain": "none",
+        "ntk": "longrope",
+        "pi": "pi",
+    }
+    perplexity = {name: value["perplexity"]["150"] for name, value in report["needle"].items()}
+    run(monkeypatch, "needle", "--hf-dir", model / "hf", *options[:8], "--output", tmp_path / "hf")
+    expected = read_records(tmp_path / "hf")["needle"]["result"]["by_length"]["150"]["perplexity"]
+    assert perplexity["ntk"] == pytest.approx(expected, rel=1e-4)
+    assert perplexity["pi"] != pytest.approx(expected, rel=1e-2)
+    assert report["retention"]["pi"]["short_perplexity"] == pytest.approx(1.0, abs=1e-5)
+    assert set(report["comparisons"]) == {"plain", "pi"}
+    # Once more: nothing is measured again, until the factor file is another.
+    monkeypatch.setattr("megatron_longrope2.evaluation.subject.open_hf", None)
+    monkeypatch.setattr("megatron_longrope2.evaluation.subject.open_megatron", None)
+    run(monkeypatch, *words)
+    assert f"pi: measured before, in {tmp_path / 'out' / 'pi'}" in caplog.text
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["needle"] == report["needle"]
+    os.utime(tmp_path / "pi.json", (time.time() + 9, time.time() + 9))
+    with pytest.raises(TypeError, match="not callable"):
+        run(monkeypatch, *words)
+    for wrong, message in (
+        (["compare", "plain", *options], "plain: not NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS"),
+        (["compare", f"a={tmp_path / 'no'}", *options], f"{tmp_path / 'no'}: no such folder"),
+        (["compare", candidates[1], *options], "--baseline: 'plain' is not the name of a checkpoint given"),
+        (["compare", candidates[0], *words[1:]], "give each a name of its own"),
+    ):
+        assert message in refused(monkeypatch, capsys, *wrong)
 
 
 def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
@@ -85,7 +135,7 @@ def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
     assert record["result"]["average"] == {"256": 0.0}
     assert record["settings"]["tasks"] == ["niah_single_1"]
     run(monkeypatch, "report", f"a={tmp_path / 'r'}", "--ruler-threshold", 0, "--output", tmp_path / "report")
-    assert "| a | longrope | 64 | 256 | RULER 256 |" in (tmp_path / "report" / "report.md").read_text()
+    assert "| a | longrope | 64 | 256 | 256 |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_generates_across_the_boundary(model: Path, monkeypatch, capsys) -> None:
@@ -119,7 +169,7 @@ def test_lm_eval_on_a_local_task(model: Path, monkeypatch, capsys, tmp_path) -> 
     assert record["settings"]["max_length"] == 256
     assert record["result"]["tasks"]["local_choice"]["main"] == 50.0
     run(monkeypatch, "report", f"only={tmp_path / 'out'}", "--output", tmp_path / "report")
-    assert "| only | 50.0 | 50.0 |" in (tmp_path / "report" / "report.md").read_text()
+    assert "| only | 50.0 ± 56.6 | 50.0 |" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_refusals(model: Path, monkeypatch, capsys, tmp_path) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_longrope2.data.books import Book
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.ruler.tasks import NEW_TOKENS, RulerSample, ruler_samples, score_answer
+from megatron_longrope2.statistics import proportion_interval
 
 Generate = Callable[[Sequence[Sequence[int]], int, str], list[list[int]]]
 """Prompts, number of new tokens and a description of the progress, to each prompt's new tokens."""
@@ -33,6 +34,12 @@ class RulerResult:
         """Mean over the tasks at a length, percent."""
         means = [self.mean(task, length) for task, by_length in self.scores.items() if length in by_length]
         return sum(means) / len(means)
+
+    def average_interval(self, length: int) -> tuple[float, float]:
+        """95 % interval of the average over samples of the same tasks (Wilson's), percent."""
+        values = [v for by_length in self.scores.values() for v in by_length.get(length, [])]
+        low, high = proportion_interval(sum(values), len(values))
+        return 100 * low, 100 * high
 
     @property
     def lengths(self) -> list[int]:
