@@ -1,5 +1,6 @@
 """Causal attention of the torch layer spec, and self-attention that applies the window's attention factor."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
 # Queries a block where queries start in the middle of their document: bounds the mask to BLOCK x keys.
 QUERY_BLOCK = 512
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
+# Older torch takes grouped queries without being told.
+VARLEN_ASKS_FOR_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 
 
 class LongRoPE2SelfAttention(SelfAttention):
@@ -203,7 +206,7 @@ class TorchDotProductAttention(MegatronModule):
             int(lengths.max()),
             scale=self.softmax_scale,
             window_size=(-1, 0),
-            enable_gqa=query.shape[-2] != key.shape[-2],
+            **({"enable_gqa": query.shape[-2] != key.shape[-2]} if VARLEN_ASKS_FOR_GROUPS else {}),
         )
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

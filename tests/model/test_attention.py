@@ -3,6 +3,7 @@
 import itertools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,41 @@ def test_repeated_heads_change_nothing(
     inputs = tensors(queries, keys=24, batch=1)
     expected = reference(*(x[:, 0] for x in inputs)).unsqueeze(1)
     assert_close(core(*inputs, None), expected, inputs)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_call_for_all_segments(
+    core: TorchDotProductAttention, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU's variable-length kernel is given, with and without context parallelism."""
+
+    def kernel(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, window_size: Any, **_: Any
+    ) -> torch.Tensor:
+        cu_q, cu_k, longest_q, longest_k = rest
+        assert (longest_q, longest_k, window_size) == (6, 14, (-1, 0))
+        return torch.cat(
+            [
+                reference(q[a:b], k[c:d], v[c:d]).unflatten(-1, (HEADS, DIM))
+                for (a, b), (c, d) in zip(
+                    itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True
+                )
+            ]
+        )
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    core.cp_group = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
+    ends = torch.tensor([14, 20]) if ranks == 1 else torch.tensor([8, 14])
+    starts = torch.tensor([0, 14]) if ranks == 1 else torch.tensor([0, 0])
+    boundaries = torch.tensor([0, 6, 12])
+    inputs = tensors(12, keys=20)
+    segments = boundaries, starts, ends
+    torch.testing.assert_close(
+        core._varlen(*inputs, *segments),
+        core._attend_segments(*inputs, *segments).double(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_no_mask_of_tokens_squared(core: TorchDotProductAttention, monkeypatch: pytest.MonkeyPatch) -> None:
