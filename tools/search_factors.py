@@ -129,7 +129,7 @@ def _add_gradient(group: argparse._ArgumentGroup) -> None:
         help="closed-form methods to begin from: pi, ntk, yarn, none, or ramp (YaRN whose ramp begins where "
         "it does best); the worse half is dropped in turn",
     )
-    group.add_argument("--steps", type=int, default=60, help="steps of the start that stays to the end")
+    group.add_argument("--steps", type=int, default=48, help="steps of the start that stays to the end")
     group.add_argument("--batch-size", type=int, default=4, help="fresh needle documents a step")
     group.add_argument("--learning-rate", type=float, default=0.05, help="of Adam, on the factors")
     group.add_argument(

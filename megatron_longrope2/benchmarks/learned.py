@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one comparison each")
     parser.add_argument("--population", type=int, default=32, help="of the evolution")
     parser.add_argument("--iterations", type=int, default=10, help="of the evolution")
-    parser.add_argument("--steps", type=int, default=60, help="of the gradient search")
+    parser.add_argument("--steps", type=int, default=48, help="of the gradient search")
     parser.add_argument("--samples", type=int, default=20, help="needles of a search, at five depths")
     parser.add_argument("--held-out-samples", type=int, default=64, help="needles of the comparison")
 

@@ -15,6 +15,7 @@ from megatron_longrope2.search.job import Cost, Job, Outcome
 from megatron_longrope2.search.learned import as_learned
 from megatron_longrope2.search.learner import Checked, Learner
 from megatron_longrope2.search.objective import Sample, perplexity
+from megatron_longrope2.search.race import Race
 from megatron_longrope2.search.space import SearchSpace
 from megatron_longrope2.search.tracking import Tracker
 
@@ -143,12 +144,10 @@ class _Run:
         if not options:
             raise InputError("--starts: there is none; name a method or give --init-factors")
         options = {name: [self._bounded(one) for one in several] for name, several in options.items()}
-        flat = [factors for several in options.values() for factors in several]
-        scores = iter(self._validate(flat))
         learners = []
         for name, several in options.items():
-            # Lazily: a start takes as many scores as it has options.
-            factors, nll = min(zip(several, scores, strict=False), key=lambda pair: pair[1])
+            scores = self._validate(several, keep=1)
+            factors, nll = min(zip(several, scores, strict=True), key=lambda pair: pair[1])
             learners.append(Learner(name, factors, self.settings, Checked(nll, factors)))
             self.history.append({"start": name, "step": 0, "validation": nll})
         return learners
@@ -227,23 +226,19 @@ class _Run:
             samples.append(Sample.from_needle(sampler.sample(TRAINING_INDEX + number, length, depth)))
         return samples
 
-    def _validate(self, candidates: Sequence[RopeFactors]) -> list[float]:
-        """Each candidate's loss on the validation needles, `HOPELESS` where it is NaN."""
-        objective = self.job.objective
-        pairs = [(factors, sample) for factors in candidates for sample in objective.samples]
-        losses: list[float] = []
-        for start in range(0, len(pairs), self.job.scorer.workers):
-            losses += self.job.scorer(pairs[start : start + self.job.scorer.workers])
-        self.cost.candidates += len(candidates)
-        self.cost.evaluations += len(pairs)
+    def _validate(self, candidates: Sequence[RopeFactors], keep: int | None = None) -> list[float]:
+        """Each one's loss on the validation needles, `HOPELESS` where it is NaN or not one of the best."""
+        objective, scorer = self.job.objective, self.job.scorer
         count = len(objective.samples)
-        scores = [
-            math.fsum(
-                weight * loss for weight, loss in zip(objective.weights, losses[at : at + count], strict=True)
-            )
-            for at in range(0, len(losses), count)
-        ]
-        return [score if math.isfinite(score) else HOPELESS for score in scores]
+        race = Race(len(candidates), count, keep or len(candidates))
+        while pairs := race.jobs(scorer.workers):
+            losses = scorer([(candidates[who], objective.samples[sample]) for who, sample in pairs])
+            for (who, sample), loss in zip(pairs, losses, strict=True):
+                race.record(who, sample, objective.weights[sample] * loss)
+        self.cost.candidates += len(candidates)
+        self.cost.evaluations += race.evaluations
+        self.cost.pruned += len(candidates) * count - race.evaluations
+        return [score if math.isfinite(score) else HOPELESS for score in race.scores()]
 
     # Results
 

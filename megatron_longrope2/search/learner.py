@@ -45,7 +45,7 @@ class GradientSettings:
     """
 
     starts: tuple[str, ...] = ("ntk", "yarn", "ramp", "pi")
-    steps: int = 60
+    steps: int = 48
     batch_size: int = 4
     learning_rate: float = 0.05
     learn_attention_factor: bool = False

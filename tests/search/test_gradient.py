@@ -142,6 +142,9 @@ def test_ramp_begins_where_it_does_best(tmp_path: Path) -> None:
     vectors = [make_factors("yarn", beta_fast=one, truncate=False, **GEOMETRY) for one in RAMP_PERIODS]
     best = min(vectors, key=lambda one: _Scorer()([(one, None)])[0])
     assert outcome.factors.long_factor == best.long_factor != vectors[0].long_factor
+    # Only the best place matters: the others were not scored on every needle.
+    assert outcome.cost.pruned > 0
+    assert outcome.cost.evaluations + outcome.cost.pruned == 3 * outcome.cost.candidates
 
 
 def test_attention_factor_stays_1_unless_it_is_learned(tmp_path: Path) -> None:
