@@ -1,6 +1,7 @@
 """The gradient search without a model: starts, NaN, stopping and going on, on a toy loss."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,9 +143,14 @@ def test_ramp_begins_where_it_does_best(tmp_path: Path) -> None:
     vectors = [make_factors("yarn", beta_fast=one, truncate=False, **GEOMETRY) for one in RAMP_PERIODS]
     best = min(vectors, key=lambda one: _Scorer()([(one, None)])[0])
     assert outcome.factors.long_factor == best.long_factor != vectors[0].long_factor
-    # Only the best place matters: the others were not scored on every needle.
-    assert outcome.cost.pruned > 0
-    assert outcome.cost.evaluations + outcome.cost.pruned == 3 * outcome.cost.candidates
+
+
+def test_places_of_a_start_are_scored_only_until_they_have_lost(tmp_path: Path) -> None:
+    job = _job(tmp_path, _Loss(sign=0), starts=("ramp",))
+    (sample, *_) = job.objective.samples
+    cost = learn(replace(job, objective=Objective((sample,) * 40, (1 / 40,) * 40))).cost
+    assert cost.pruned > 0
+    assert cost.evaluations + cost.pruned == 40 * cost.candidates
 
 
 def test_attention_factor_stays_1_unless_it_is_learned(tmp_path: Path) -> None:
