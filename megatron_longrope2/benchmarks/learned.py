@@ -20,6 +20,7 @@ ATTENTION_FACTORS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {"space": "paper"},
+    "paper, documents": {"space": "paper", "objective": "document"},
     "extended": {"space": "extended"},
     "extended, attention factor 1": {"space": "extended", "fix_attention_factor": True},
     "extended, documents": {"space": "extended", "objective": "document"},
@@ -149,6 +150,7 @@ def _ratios(seeds: list[dict[str, Any]]) -> dict[str, float]:
                 ratios[f"cost_vs_{name}{suffix}"] = sum(one[kind] for one in costs) / sum(
                     one[evolution] for one in costs
                 )
-    if {"extended", "extended, documents"} <= set(ran):
-        ratios["nll_needles_vs_documents"] = nll("extended") / nll("extended, documents")
+    for space, suffix in (("paper", ""), ("extended", "_extended")):
+        if {space, f"{space}, documents"} <= set(ran):
+            ratios[f"nll_needles_vs_documents{suffix}"] = nll(space) / nll(f"{space}, documents")
     return ratios
