@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python examples/tiny_cpu/pretrain_base.py --output runs/tiny_cpu/base
 
-It stands in for a model from elsewhere, so it is plain transformers and knows nothing of Megatron.
+It stands in for a model from elsewhere, so it is plain transformers and knows nothing of Megatron. Options
+make a larger one, on a GPU in bf16 where there is one.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.data.books import Book, read_books
 from megatron_longrope2.data.needle_keys import key_pool
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler
@@ -24,28 +27,43 @@ from megatron_longrope2.errors import run_main
 from megatron_longrope2.files import replacing
 
 HERE = Path(__file__).parent
-ORIGINAL_LENGTH = 256
-WARM_UP_LENGTH = 96
 WARM_UP_SHARE = 0.15
-TOKENS_PER_STEP = 4096
-VOCABULARY = 1024
-LEARNING_RATE = 3e-3
 
 
-def make_tokenizer(books: list[Book], seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1024 with single-digit tokens, trained on the books and on needle sentences."""
+@dataclass(frozen=True)
+class Settings:
+    """The model and its training; the defaults are the example's base."""
+
+    original_length: int = 256
+    vocabulary: int = 1024
+    layers: int = 4
+    hidden_size: int = 128
+    intermediate_size: int = 320
+    heads: int = 2
+    steps: int = 1800
+    tokens_per_step: int = 4096
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def length(self, step: int) -> int:
+        """Tokens of a row: shorter ones at first."""
+        return 3 * self.original_length // 8 if step <= WARM_UP_SHARE * self.steps else self.original_length
+
+
+def make_tokenizer(books: list[Book], settings: Settings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single-digit tokens, trained on the books and on needle sentences."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=settings.vocabulary,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rng = random.Random(seed)
+    rng = random.Random(settings.seed)
     sentences = [
         (OPENING + NEEDLE + QUESTION).format(kind="number", key=key, value=rng.randrange(10**6, 10**7))
         for key in key_pool("train")
@@ -64,23 +82,23 @@ def make_tokenizer(books: list[Book], seed: int) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",
-        model_max_length=ORIGINAL_LENGTH,
+        model_max_length=settings.original_length,
         clean_up_tokenization_spaces=False,
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 0.9 M parameters: 4 layers, width 128, 2 heads of 64, tied embeddings."""
+def make_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> LlamaForCausalLM:
+    """A Llama with heads of 64 and tied embeddings; of 0.9 M parameters with the defaults."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.heads,
             head_dim=64,
-            max_position_embeddings=ORIGINAL_LENGTH,
+            max_position_embeddings=settings.original_length,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -89,12 +107,27 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
+HELP = {
+    "original_length": "window, tokens",
+    "vocabulary": "entries of the tokenizer",
+    "layers": "of the model",
+    "hidden_size": "of the model",
+    "intermediate_size": "of the MLPs",
+    "heads": "of 64 each",
+    "steps": "optimizer steps",
+    "tokens_per_step": "tokens of an optimizer step",
+    "learning_rate": "the highest",
+    "seed": "of weights, text and needles",
+}
+
+
 class Rows:
     """Training batches: half of the rows are slices of the books, half are needle questions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[Book], seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.needles = NeedleSampler(tokenizer, books, seed=seed, keys="train")
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[Book], settings: Settings) -> None:
+        self.settings = settings
+        self.rng = random.Random(settings.seed)
+        self.needles = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train")
         self.bos = tokenizer.bos_token_id
         ids: list[int] = []
         for book in books:
@@ -103,11 +136,15 @@ class Rows:
         self.text = torch.tensor(ids)
         self.drawn = 0
 
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One a step."""
+        for step in range(1, self.settings.steps + 1):
+            yield self.batch(self.settings.length(step))
+
     def batch(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and answer mask, each [TOKENS_PER_STEP // length, length]."""
-        rows = [
-            self._needle(length) if i % 2 else self._text(length) for i in range(TOKENS_PER_STEP // length)
-        ]
+        """Tokens and answer mask, each [tokens_per_step // length, length]."""
+        count = self.settings.tokens_per_step // length
+        rows = [self._needle(length) if i % 2 else self._text(length) for i in range(count)]
         return torch.stack([row for row, _ in rows]), torch.stack([mask for _, mask in rows])
 
     def _needle(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,17 +167,25 @@ def learning_rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100) * (1 - 0.99 * decay)
 
 
-def train(model: LlamaForCausalLM, rows: Rows, steps: int) -> Iterator[str]:
+def train(model: LlamaForCausalLM, rows: Rows) -> Iterator[str]:
     """Train in place; yield a log line every 50 steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
+    settings, where = rows.settings, model.device
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_share(step, settings.steps)
+    )
     begin = time.monotonic()
-    bar = tqdm(range(1, steps + 1), desc="pre-training", unit="step")
-    for step in bar:
-        length = WARM_UP_LENGTH if step <= WARM_UP_SHARE * steps else ORIGINAL_LENGTH
-        tokens, answers = rows.batch(length)
-        logits = model(tokens, use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    batches = rows.batches() if where.type == "cpu" else ahead(rows.batches())
+    bar = tqdm(enumerate(batches, start=1), total=settings.steps, desc="pre-training", unit="step")
+    for step, batch in bar:
+        tokens, answers = (part.to(where) for part in batch)
+        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+            logits = model(tokens, use_cache=False).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), tokens[:, 1:], reduction="none"
+        )
         answer_loss = losses[answers[:, 1:]].mean()
         text_loss = losses[::2].mean()
         (losses.mean() + answer_loss).backward()
@@ -151,7 +196,7 @@ def train(model: LlamaForCausalLM, rows: Rows, steps: int) -> Iterator[str]:
         if step % 50 == 0:
             bar.set_postfix(text=f"{text_loss:.3f}", answer=f"{answer_loss:.3f}")
             yield (
-                f"step {step:5d}  window {length:3d}  text loss {text_loss:.4f}  "
+                f"step {step:5d}  window {tokens.shape[1]:3d}  text loss {text_loss:.4f}  "
                 f"answer loss {answer_loss:.4f}  seconds {time.monotonic() - begin:.0f}"
             )
 
@@ -160,24 +205,26 @@ def train(model: LlamaForCausalLM, rows: Rows, steps: int) -> Iterator[str]:
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books: list[Book]) -> str:
     """Held-out needle accuracy (whole answers, 200 samples) and text perplexity at the original length."""
     model.eval()
+    length = model.config.max_position_embeddings
     sampler = NeedleSampler(tokenizer, books, seed=1, keys="held_out")
-    samples = list(sampler.samples(200, ORIGINAL_LENGTH, [k / 10 for k in range(11)]))
+    samples = list(sampler.samples(200, length, [k / 10 for k in range(11)]))
     exact = 0
     answer_loss = 0.0
     for sample in samples:
-        logits = model(sample.tokens[None]).logits[0, :-1]
-        mask = sample.answer_mask[1:]
-        target = sample.tokens[1:][mask]
+        tokens, mask = sample.tokens.to(model.device), sample.answer_mask[1:].to(model.device)
+        logits = model(tokens[None]).logits[0, :-1]
+        target = tokens[1:][mask]
         exact += bool((logits[mask].argmax(-1) == target).all())
         answer_loss += torch.nn.functional.cross_entropy(logits[mask], target).item() / len(samples)
     losses = []
     for book in books:
         ids = tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"]
-        for start in range(0, min(len(ids) - ORIGINAL_LENGTH, 20 * ORIGINAL_LENGTH), ORIGINAL_LENGTH):
-            row = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + ORIGINAL_LENGTH - 1]]])
+        for start in range(0, min(len(ids) - length, 20 * length), length):
+            row = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + length - 1]]])
+            row = row.to(model.device)
             losses.append(model(row, labels=row).loss)
     return (
-        f"held-out books and keys at {ORIGINAL_LENGTH} tokens: needle accuracy {exact / len(samples):.3f}, "
+        f"held-out books and keys at {length} tokens: needle accuracy {exact / len(samples):.3f}, "
         f"needle perplexity {math.exp(answer_loss):.4f}, "
         f"text perplexity {torch.stack(losses).mean().exp():.3f}"
     )
@@ -189,16 +236,22 @@ def _main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the Hugging Face model to make")
     parser.add_argument("--books", type=Path, default=HERE / "books", help="folder with train/ and held_out/")
-    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps of 4096 tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, text and needles")
+    for field in fields(Settings):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help=HELP[field.name],
+        )
     arguments = parser.parse_args()
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
 
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(settings.seed)
     books = read_books(arguments.books / "train")
-    tokenizer = make_tokenizer(books, arguments.seed)
-    model = make_model(tokenizer)
-    log = [f"seed {arguments.seed}, {arguments.steps} steps, {model.num_parameters():,} parameters"]
-    for line in train(model, Rows(tokenizer, books, arguments.seed), arguments.steps):
+    tokenizer = make_tokenizer(books, settings)
+    model = make_model(tokenizer, settings).to("cuda" if torch.cuda.is_available() else "cpu")
+    log = [f"seed {settings.seed}, {settings.steps} steps, {model.num_parameters():,} parameters"]
+    for line in train(model, Rows(tokenizer, books, settings)):
         log.append(line)
         print(line, flush=True)
     log.append(evaluate(model, tokenizer, read_books(arguments.books / "held_out")))
