@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.data.books import Book, read_books
 from megatron_longrope2.data.needle_keys import key_pool
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler
@@ -121,7 +121,7 @@ HELP = {
 }
 
 
-class Rows:
+class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     """Training batches: half of the rows are slices of the books, half are needle questions."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[Book], settings: Settings) -> None:
@@ -136,7 +136,7 @@ class Rows:
         self.text = torch.tensor(ids)
         self.drawn = 0
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One a step."""
         for step in range(1, self.settings.steps + 1):
             yield self.batch(self.settings.length(step))
@@ -177,7 +177,8 @@ def train(model: LlamaForCausalLM, rows: Rows) -> Iterator[str]:
         optimizer, lambda step: learning_rate_share(step, settings.steps)
     )
     begin = time.monotonic()
-    batches = rows.batches() if where.type == "cpu" else ahead(rows.batches())
+    # A GPU would wait for the tokenizer.
+    batches = DataLoader(rows, batch_size=None, num_workers=0 if where.type == "cpu" else 1)
     bar = tqdm(enumerate(batches, start=1), total=settings.steps, desc="pre-training", unit="step")
     for step, batch in bar:
         tokens, answers = (part.to(where) for part in batch)
