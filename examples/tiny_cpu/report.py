@@ -11,8 +11,9 @@ from megatron_longrope2.evaluation.plots import plot_needles, plot_short_against
 from megatron_longrope2.files import read_json, write_json, write_text
 from megatron_longrope2.rope import critical_dim, load_factors
 from megatron_longrope2.rope.plots import plot_factors
+from megatron_longrope2.statistics import paired_difference
 
-KEYS = ("needle_ppl_target", "needle_accuracy_target", "needle_accuracy_original", "short_ppl", "long_ppl")
+FOUND = ("longrope2", "learned")
 TITLES = {
     "none": "no rescaling",
     "pi": "PI",
@@ -34,11 +35,13 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
         original, target: lengths, tokens.
         stages: {name, seconds} of each.
     """
-    measured = {path.stem: read_json(path) for path in sorted((folder / "measured").glob("*.json"))}
-    before = measured.pop("before")
+    found = {path.stem: read_json(path) for path in (folder / "measured").glob("*.json")}
+    before = found.pop("before")
+    after = {name: found[name]["own"] for name in TITLES if name in found}
     grids = {name: NeedleGrid.from_dict(result["needles"]) for name, result in before.items()}
+    trained_grids = {name: NeedleGrid.from_dict(after[name]["needles"]) for name in FOUND}
     methods = {name: _summary(result, original, target) for name, result in before.items()}
-    trained = {name: _summary(result["own"], original, target) for name, result in measured.items()}
+    trained = {name: _summary(result, original, target) for name, result in after.items()}
     factors = load_factors(folder / "search" / "factors.json")
     base = methods["none"]
     report: dict[str, Any] = {
@@ -53,9 +56,14 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
         "methods": methods,
         "trained": trained,
         "short_retention": base["short_ppl"] / trained["longrope2"]["short_ppl"],
+        "learned_short_retention": base["short_ppl"] / trained["learned"]["short_ppl"],
         "control_retention": base["short_ppl"] / trained["short_only"]["short_ppl"],
         "comparisons": _comparisons(grids, "longrope2", target),
         "learned_comparisons": _comparisons(grids, "learned", target),
+        "learned_minus_longrope2": {
+            "before": _differences(before, grids, target),
+            "after": _differences(after, trained_grids, target),
+        },
         "hf_export": {
             "path": str(folder / "hf"),
             **_logit_differences(folder / "verify.json", original, target),
@@ -69,10 +77,9 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
     files = {name: folder / "factors" / f"{name}.json" for name in names}
     files |= {"longrope2": folder / "search" / "factors.json", "learned": folder / "learned" / "factors.json"}
     plot_factors({TITLES[name]: load_factors(files[name]) for name in names}, folder / "factors.png")
-    after = {name: NeedleGrid.from_dict(measured[name]["own"]["needles"]) for name in ("longrope2",)}
     plot_needles(
         {f"{TITLES[name]}": grid for name, grid in grids.items()}
-        | {f"{TITLES[name]}, trained": grid for name, grid in after.items()},
+        | {f"{TITLES[name]}, trained": grid for name, grid in trained_grids.items()},
         folder / "needles.png",
         original_length=original,
     )
@@ -94,6 +101,7 @@ def _summary(result: dict[str, Any], original: int, target: int) -> dict[str, fl
         "needle_ppl_target": needles.at(target).perplexity,
         "needle_accuracy_target": needles.at(target).accuracy,
         "needle_accuracy_original": needles.at(original).accuracy,
+        "needle_accuracy": {length: needles.at(length).accuracy for length in needles.lengths},
         "short_ppl": result["short_text"]["perplexity"],
         "long_ppl": result["long_text"]["perplexity"],
     }
@@ -109,6 +117,20 @@ def _comparisons(grids: dict[str, NeedleGrid], ours: str, target: int) -> dict[s
     }
 
 
+def _differences(
+    results: dict[str, Any], grids: dict[str, NeedleGrid], target: int
+) -> dict[str, dict[str, float]]:
+    """Learned factors minus LongRoPE2's at the target length: nats per answer token and per text token."""
+    learned, found = (results[name]["long_text"]["nll"] for name in ("learned", "longrope2"))
+    estimates = {
+        "needles": compare_needles(grids["learned"].at(target), grids["longrope2"].at(target)),
+        "long_text": paired_difference(
+            [nll / (target - 1) for nll in learned], [nll / (target - 1) for nll in found]
+        ),
+    }
+    return {name: {"delta_nll": one.mean, "ci95": one.ci95} for name, one in estimates.items()}
+
+
 def _logit_differences(path: Path, original: int, target: int) -> dict[str, float]:
     largest = {row["length"]: row["largest"] for row in read_json(path)}
     return {"short": largest[original], "long": largest[target]}
@@ -120,9 +142,10 @@ def _point(row: dict[str, float]) -> tuple[float, float]:
 
 def _markdown(report: dict[str, Any]) -> str:
     original, target = report["original_length"], report["target_length"]
+    lengths = " / ".join(map(str, report["base"]["needle_accuracy"]))
     header = (
-        f"| | needle perplexity at {target} | needle accuracy at {target} | needle accuracy at {original} "
-        f"| text perplexity at {original} | text perplexity at {target} |\n|---|---|---|---|---|---|"
+        f"| | needle perplexity at {target} | needle accuracy, %, at {lengths} "
+        f"| text perplexity at {original} | text perplexity at {target} |\n|---|---|---|---|---|"
     )
     ours, learned = report["comparisons"], report["learned_comparisons"]
     comparisons = "\n".join(
@@ -135,7 +158,7 @@ def _markdown(report: dict[str, Any]) -> str:
     verdict = (
         f"significantly worse than {', '.join(worse)}" if worse else "significantly worse than none of them"
     )
-    export = report["hf_export"]
+    export, gain = report["hf_export"], report["learned_minus_longrope2"]
     stages = "\n".join(f"| {row['name']} | {row['seconds']} |" for row in report["stages"])
     return f"""# LongRoPE2 on a tiny Llama: {original} -> {target} tokens
 
@@ -161,8 +184,17 @@ LongRoPE2 is {verdict}.
 {header}
 {_rows(report["trained"])}
 
-Short window kept (base text perplexity / trained, original RoPE): {report["short_retention"]:.4f}; by the
-control that trained on short windows only: {report["control_retention"]:.4f}.
+Short window kept (base text perplexity / trained, original RoPE): {report["short_retention"]:.4f} with
+LongRoPE2's factors, {report["learned_short_retention"]:.4f} with learned ones; by the control that trained on
+short windows only: {report["control_retention"]:.4f}.
+
+Learned factors minus LongRoPE2's at {target} tokens, nats per token (paired, 95 % interval; negative is
+better):
+
+| | before training | after |
+|---|---|---|
+| needles' answers | {_interval(gain["before"]["needles"])} | {_interval(gain["after"]["needles"])} |
+| long text | {_interval(gain["before"]["long_text"])} | {_interval(gain["after"]["long_text"])} |
 
 What mixed windows protect, after {report["ablation_steps"]} steps on text only: needle accuracy at
 {original} tokens is
@@ -190,7 +222,8 @@ def _interval(row: dict[str, float] | None) -> str:
 
 def _rows(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(
-        f"| {TITLES[name]} | {row['needle_ppl_target']:.3f} | {row['needle_accuracy_target']:.1%} "
-        f"| {row['needle_accuracy_original']:.1%} | {row['short_ppl']:.2f} | {row['long_ppl']:.2f} |"
+        f"| {TITLES[name]} | {row['needle_ppl_target']:.3f} "
+        f"| {' / '.join(f'{100 * one:.0f}' for one in row['needle_accuracy'].values())} "
+        f"| {row['short_ppl']:.2f} | {row['long_ppl']:.2f} |"
         for name, row in table.items()
     )

@@ -27,10 +27,10 @@ class Recipe:
     population: int = 20
     iterations: int = 6
     search_samples: int = 32
-    learning_steps: int = 60
+    learning_steps: int = 48
     steps: int = 400
     ablation_steps: int = 100
-    needle_documents: int = 512
+    needle_documents: int = 768
     depths: int = 8
     repetitions: int = 8
     texts: int = 100
@@ -109,9 +109,9 @@ def stages(recipe: Recipe, folder: Path) -> list[Stage]:
             (
                 "tools/make_needles.py",
                 *("--books", str(HERE / "books" / "train"), "--tokenizer", str(HERE / "base")),
-                *("--length", str(recipe.target_length), "--samples", str(recipe.needle_documents)),
+                # One length alone would lose the lengths between the two windows.
+                *("--length", *map(str, recipe.lengths[1:]), "--samples", str(recipe.needle_documents)),
                 *("--needle-depths", *(f"{i / 16:g}" for i in range(16)), "--keys", "train", "--seed", "7"),
-                *("--output", str(folder / "needles" / "train.safetensors")),
                 *("--pool", str(folder / "needles" / "train")),
             ),
         ),
@@ -179,34 +179,31 @@ def _baseline(method: str, recipe: Recipe, output: Path) -> Stage:
     )
 
 
-# The main training, a control that only sees short windows, and the ablation: text only, with mixed windows
-# and with the rescaled RoPE on everything.
-TRAININGS = ("longrope2", "short_only", "mixed_text", "single_window")
+# The main training with either factors, a control that only sees short windows, and the ablation: text only,
+# with mixed windows and with the rescaled RoPE on everything.
+TRAININGS = ("longrope2", "learned", "short_only", "mixed_text", "single_window")
 
 
 def _train_and_measure(name: str, recipe: Recipe, folder: Path) -> list[Stage]:
     short = ("--pool", "short", "2", str(folder / "data" / "short"))
     long = ("--pool", "long", "1", str(folder / "data" / "long"))
     needles = ("--pool", "long", "2", str(folder / "needles" / "train"))
-    pools = {
-        "longrope2": (*short, *long, *needles),
-        "short_only": short,
-        "mixed_text": (*("--pool", "short", "1", str(folder / "data" / "short")), *long),
-        "single_window": (*("--pool", "short", "1", str(folder / "data" / "short")), *long),
-    }[name]
-    main = name in ("longrope2", "short_only")
+    text = (*("--pool", "short", "1", str(folder / "data" / "short")), *long)
+    main = name in (*FOUND, "short_only")
+    pools = short if name == "short_only" else (*short, *long, *needles) if main else text
     steps, rate = (recipe.steps, "1e-3") if main else (recipe.ablation_steps, "3e-4")
     train = Stage(
         f"train-{name}",
         (
             *("-m", "megatron_longrope2.pretrain", "--pretrained-checkpoint", str(folder / "base")),
             *("--load", str(folder / name), "--save", str(folder / name), "--save-interval", "100"),
-            *("--rope-factors", str(folder / "search" / "factors.json")),
+            *("--rope-factors", str(folder / FOUND.get(name, "search") / "factors.json")),
             *("--seq-length", str(recipe.target_length), "--micro-batch-size", "1"),
             *("--global-batch-size", "2", "--train-iters", str(steps), "--log-interval", "10"),
             *("--lr", rate, "--lr-decay-style", "cosine", "--lr-warmup-iters", str(steps // 20)),
             *("--weight-decay", "0", "--adam-beta2", "0.95", "--clip-grad", "1.0", "--seed", "1"),
-            *("--ckpt-format", "torch_dist", "--repeat-data", *pools),
+            *("--ckpt-format", "torch_dist", "--long-window-attention", "document"),
+            *("--repeat-data", *pools),
             *(("--single-window",) if name == "single_window" else ()),
         ),
         processes=2,

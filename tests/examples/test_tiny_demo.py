@@ -38,7 +38,9 @@ def test_the_report_holds_what_it_promises(demo: Path) -> None:
     assert report["theoretical_critical_dim"] == 13
     assert 1 <= report["critical_dim"] <= 13
     assert set(report["methods"]) >= {"none", "pi", "ntk", "yarn", "longrope2"}
-    assert set(report["trained"]) >= {"longrope2", "single_window", "short_only"}
+    assert set(report["trained"]) >= {"longrope2", "learned", "single_window", "short_only"}
+    for stage in report["learned_minus_longrope2"].values():
+        assert all(difference["ci95"] > 0 for difference in stage.values())
     for row in [report["base"], *report["methods"].values(), *report["trained"].values()]:
         assert set(row) >= SCORES
     assert set(report["comparisons"]) >= {"pi", "ntk", "yarn"}
