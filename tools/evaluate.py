@@ -47,6 +47,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: not a whole number above 0")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
 def _add_subject(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoint")
     which = group.add_mutually_exclusive_group(required=True)
@@ -63,7 +73,7 @@ def _add_layout(group: argparse._ArgumentGroup) -> None:
     for name in ("tensor", "pipeline", "context"):
         group.add_argument(
             f"--{name}-model-parallel-size" if name != "context" else "--context-parallel-size",
-            type=int,
+            type=_positive,
             default=1,
             help=f"{name} parallel ranks of a Megatron checkpoint, under torchrun",
         )
@@ -91,9 +101,9 @@ def _add_needle(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_needle_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="of the samples, tokens")
-    parser.add_argument("--depths", type=int, default=10, help="number of depths, evenly from 0 to 1")
-    parser.add_argument("--repetitions", type=int, default=10, help="samples at each length and depth")
+    parser.add_argument("--lengths", type=_positive, nargs="+", required=True, help="of the samples, tokens")
+    parser.add_argument("--depths", type=_positive, default=10, help="number of depths, evenly from 0 to 1")
+    parser.add_argument("--repetitions", type=_positive, default=10, help="samples at each length and depth")
 
 
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
@@ -104,22 +114,28 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_perplexity_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--short-texts", type=int, default=100, help="texts of the original length; 0: none")
-    parser.add_argument("--long-texts", type=int, default=10, help="texts measured by position; 0: none")
-    parser.add_argument("--long-length", type=int, help="their tokens; None: the target length")
     parser.add_argument(
-        "--windows", type=int, nargs="*", default=[], help="sliding windows over whole books, tokens"
+        "--short-texts", type=_not_negative, default=100, help="texts of the original length; 0: none"
     )
-    parser.add_argument("--stride", type=int, default=256, help="of the sliding windows, tokens")
+    parser.add_argument(
+        "--long-texts", type=_not_negative, default=10, help="texts measured by position; 0: none"
+    )
+    parser.add_argument("--long-length", type=_positive, help="their tokens; None: the target length")
+    parser.add_argument(
+        "--windows", type=_positive, nargs="*", default=[], help="sliding windows over whole books, tokens"
+    )
+    parser.add_argument("--stride", type=_positive, default=256, help="of the sliding windows, tokens")
 
 
 def _add_ruler(parser: argparse.ArgumentParser) -> None:
     _add_subject(parser)
     _add_output(parser)
     _add_books(parser, required=False)
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="prompt and answer, tokens")
+    parser.add_argument(
+        "--lengths", type=_positive, nargs="+", required=True, help="prompt and answer, tokens"
+    )
     parser.add_argument("--tasks", nargs="+", help="None: all, or without --books those that need none")
-    parser.add_argument("--samples", type=int, default=100, help="of each task at each length")
+    parser.add_argument("--samples", type=_positive, default=100, help="of each task at each length")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +144,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-file", type=Path, action="append", default=[], help="a text file to continue"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens to generate")
+    parser.add_argument("--max-new-tokens", type=_positive, default=64, help="tokens to generate")
 
 
 def _add_lm_eval(parser: argparse.ArgumentParser) -> None:
@@ -137,19 +153,23 @@ def _add_lm_eval(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--suite", choices=["short", "long"], help="the paper's")
     what.add_argument("--tasks", nargs="+", help="names of the harness")
-    parser.add_argument("--shots", type=int, help="solved examples of --tasks; None: each task's own")
-    parser.add_argument("--metric", help="what a report shows of --tasks, e.g. acc")
-    parser.add_argument("--max-length", type=int, help="tokens; None: 4096 for short, else the target length")
     parser.add_argument(
-        "--lengths", type=int, nargs="*", default=[], help="of tasks that make prompts, tokens"
+        "--shots", type=_not_negative, help="solved examples of --tasks; None: each task's own"
+    )
+    parser.add_argument("--metric", help="what a report shows of --tasks, e.g. acc")
+    parser.add_argument(
+        "--max-length", type=_positive, help="tokens; None: 4096 for short, else the target length"
+    )
+    parser.add_argument(
+        "--lengths", type=_positive, nargs="*", default=[], help="of tasks that make prompts, tokens"
     )
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers", help="runs it")
     parser.add_argument(
-        "--tensor-parallel-size", type=int, default=1, help="GPUs that share the model in vLLM"
+        "--tensor-parallel-size", type=_positive, default=1, help="GPUs that share the model in vLLM"
     )
     parser.add_argument("--include-path", type=Path, help="folder of further task definitions")
-    parser.add_argument("--limit", type=int, help="documents a task; None: all")
-    parser.add_argument("--batch-size", type=int, default=1, help="documents at once")
+    parser.add_argument("--limit", type=_positive, help="documents a task; None: all")
+    parser.add_argument("--batch-size", type=_positive, default=1, help="documents at once")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of the weights")
 
 
@@ -168,10 +188,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     _add_needle_options(parser)
     _add_perplexity_options(parser)
     parser.add_argument(
-        "--ruler-lengths", type=int, nargs="+", help="prompt and answer, tokens; None: --lengths"
+        "--ruler-lengths", type=_positive, nargs="+", help="prompt and answer, tokens; None: --lengths"
     )
     parser.add_argument("--ruler-tasks", nargs="+", help="None: all")
-    parser.add_argument("--ruler-samples", type=int, default=100, help="of each task at each length")
+    parser.add_argument("--ruler-samples", type=_positive, default=100, help="of each task at each length")
     _add_report_options(parser)
 
 
@@ -214,16 +234,13 @@ def _open_checkpoint(
     from megatron_longrope2.evaluation.subject import open_hf, open_megatron
 
     dtype = getattr(torch, arguments.dtype)
+    split = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    sizes = _options(arguments, split)
     if is_hf:
+        if set(sizes.values()) != {1}:
+            raise InputError(f"{folder}: only Megatron checkpoints are split; leave the parallel sizes at 1")
         return open_hf(folder, rope_factors=rope_factors, dtype=dtype)
-    return open_megatron(
-        folder,
-        rope_factors=rope_factors,
-        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
-        pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
-        context_parallel_size=arguments.context_parallel_size,
-        dtype=dtype,
-    )
+    return open_megatron(folder, rope_factors=rope_factors, dtype=dtype, **sizes)
 
 
 def _needle(arguments: argparse.Namespace) -> None:
@@ -263,21 +280,29 @@ def _options(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, A
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    texts = arguments.prompt + [path.read_text(encoding="utf-8") for path in arguments.prompt_file]
+    texts = arguments.prompt + [_read_prompt(path) for path in arguments.prompt_file]
     if not texts:
         raise InputError("--prompt: nothing to continue; give --prompt TEXT or --prompt-file FILE")
     subject = _open(arguments)
     prompts = [subject.tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    subject.beyond_window([max(map(len, prompts)) + arguments.max_new_tokens])
     for text, answer in zip(texts, subject.generate(prompts, arguments.max_new_tokens, ""), strict=True):
         if subject.writes:
             shown = text if len(text) <= 200 else f"...{text[-200:]}"
             print(f"{shown}[{subject.tokenizer.decode(answer)}]\n")
 
 
+def _read_prompt(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
 def _lm_eval(arguments: argparse.Namespace) -> None:
     import torch
 
-    from megatron_longrope2.evaluation.harness import SHORT_LENGTH, SUITES, HarnessTask, run_harness
+    from megatron_longrope2.evaluation.harness import SUITES, HarnessTask, prompt_length, run_harness
     from megatron_longrope2.evaluation.records import describe_folder, write_record
 
     start = time.monotonic()
@@ -286,20 +311,8 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
         tasks = SUITES[arguments.suite]
     else:
         tasks = tuple(HarnessTask(name, arguments.shots, arguments.metric) for name in arguments.tasks)
-    longest = SHORT_LENGTH if arguments.suite == "short" else about["target_length"]
-    max_length = arguments.max_length or min(longest, about["target_length"])
-    if max_length > about["target_length"]:
-        raise InputError(
-            f"--max-length: {max_length} tokens are longer than the target length of "
-            f"{about['target_length']} of {arguments.hf_dir}; use at most that"
-        )
-    if arguments.backend == "vllm" and arguments.suite == "short" and max_length > about["original_length"]:
-        raise InputError(
-            f"--max-length: with {max_length} tokens vLLM sees short prompts with the rescaled RoPE too; use "
-            f"--max-length {about['original_length']}, the original length, or the transformers backend"
-        )
     settings = {
-        "max_length": max_length,
+        "max_length": prompt_length(about, arguments.suite, arguments.backend, arguments.max_length),
         "backend": arguments.backend,
         "lengths": arguments.lengths,
         "limit": arguments.limit,
@@ -326,6 +339,8 @@ def _report(arguments: argparse.Namespace) -> None:
             raise InputError(
                 f"{pair}: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
             )
+        if name in checkpoints:
+            raise InputError(f"{pair}: {name} is given twice; give each checkpoint a name of its own")
         checkpoints[name] = read_records(folder)
     _write_report(arguments, checkpoints)
 

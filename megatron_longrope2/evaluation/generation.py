@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.prompts import check_prompts
 from megatron_longrope2.model.loading import LoadedModel
 
 
@@ -93,7 +94,9 @@ def generate(
         InputError: a prompt is empty, or with the new tokens longer than the target length; or the model is
             loaded with context or sequence parallelism.
     """
-    _check(model, prompts, max_new_tokens)
+    if mpu.get_context_parallel_world_size() > 1 or model.args.sequence_parallel:
+        raise InputError("generation: load the model without context and sequence parallelism")
+    check_prompts(prompts, max_new_tokens, model.rotaries[0].factors.target_length)
     generator = _Generator(model, max_new_tokens, sampling, stop_token, return_logits)
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -112,20 +115,6 @@ def generate(
         everyone = [mine]
     merged = {number: row for part in everyone for number, row in part.items()}
     return [merged[number] for number in range(len(prompts))]
-
-
-def _check(model: LoadedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    if mpu.get_context_parallel_world_size() > 1 or model.args.sequence_parallel:
-        raise InputError("generation: load the model without context and sequence parallelism")
-    target = model.rotaries[0].factors.target_length
-    for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {number}: is empty; give at least one token")
-        if len(prompt) + max_new_tokens > target:
-            raise InputError(
-                f"prompt {number}: {len(prompt)} tokens and {max_new_tokens} new ones are longer than the "
-                f"target length of {target}; shorten it or use factors for a longer target"
-            )
 
 
 class _Generator:

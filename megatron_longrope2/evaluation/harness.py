@@ -5,7 +5,7 @@ across the original length is right; vLLM chooses one window for the whole engin
 the short suite there is a run of its own with a short one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,33 @@ LONG_SUITE = (HarnessTask("ruler"), HarnessTask("longbench"))
 SUITES: dict[str, tuple[HarnessTask, ...]] = {"short": SHORT_SUITE, "long": LONG_SUITE}
 
 
+def prompt_length(
+    about: Mapping[str, Any], suite: str | None, backend: str, max_length: int | None = None
+) -> int:
+    """Tokens of prompt and answer: what was asked for, or the suite's, at most the target length.
+
+    Args:
+        about: of the folder, from `records.describe_folder`.
+        suite: "short", "long" or None.
+
+    Raises:
+        InputError: more than the target length; or vLLM would see the short suite with the rescaled RoPE.
+    """
+    target, original = about["target_length"], about["original_length"]
+    length = max_length or (min(SHORT_LENGTH, target) if suite == "short" else target)
+    if length > target:
+        raise InputError(
+            f"--max-length: {length} tokens are longer than the target length of {target} of "
+            f"{about['checkpoint']}; use at most that"
+        )
+    if backend == "vllm" and suite == "short" and length > original:
+        raise InputError(
+            f"--max-length: with {length} tokens vLLM sees short prompts with the rescaled RoPE too; use "
+            f"--max-length {original}, the original length, or the transformers backend"
+        )
+    return length
+
+
 def run_harness(
     folder: str | Path,
     tasks: Sequence[HarnessTask],
@@ -77,13 +104,16 @@ def run_harness(
         standard error (percent, or None), `shots`}}.
 
     Raises:
-        InputError: lm-eval or vLLM is not installed, a task is unknown, or the folder cannot be read.
+        InputError: lm-eval or vLLM is not installed, a task is unknown or its data are not there, or a folder
+            cannot be read.
     """
     lm_eval = _require("lm_eval", "pip install 'megatron-longrope2[eval]'")
     if backend == "vllm":
         _require("vllm", "pip install vllm, or use the transformers backend")
     from lm_eval.tasks import TaskManager
 
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"{include_path}: no such folder; give one with task definitions")
     tokenizer = load_tokenizer(folder)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise InputError(
@@ -101,9 +131,15 @@ def run_harness(
         model = _transformers(folder, tokenizer, max_length, batch_size, dtype)
     results = {}
     for task in tasks:
-        found = lm_eval.simple_evaluate(
-            model=model, tasks=[task.name], num_fewshot=task.shots, task_manager=manager, limit=limit
-        )
+        try:
+            found = lm_eval.simple_evaluate(
+                model=model, tasks=[task.name], num_fewshot=task.shots, task_manager=manager, limit=limit
+            )
+        except OSError as error:
+            raise InputError(
+                f"lm-eval: {task.name}: {str(error).splitlines()[0]}; the harness downloads a task's data: "
+                "run where there is a network, or with HF_HOME at a cache that has them"
+            ) from error
         metrics = {
             name: {key: value for key, value in values.items() if isinstance(value, int | float)}
             for name, values in found["results"].items()

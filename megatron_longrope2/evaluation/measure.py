@@ -48,6 +48,7 @@ def measure_needle(
     Raises:
         InputError: as `read_books` and `measure_needles`.
     """
+    _distinct(lengths)
     if depths < 1:
         raise InputError(f"--depths: {depths} is no number of depths; use 1 or more")
     beyond = subject.beyond_window(lengths)
@@ -80,8 +81,15 @@ def measure_perplexity(
         A result with `short`, `positions` [{`start`, `end`, ...}] and `sliding` [{`window`, ...}].
 
     Raises:
-        InputError: as `read_books`, `document_samples` and `sliding_perplexity`.
+        InputError: nothing to measure, or as `read_books`, `document_samples` and `sliding_perplexity`.
     """
+    if min(short_texts, long_texts) < 0 or not (short_texts or long_texts or windows):
+        raise InputError(
+            f"perplexity: {short_texts} short texts, {long_texts} long ones and no sliding window leave "
+            "nothing to measure; give at least one"
+        )
+    if long_length is not None and long_length < 2:
+        raise InputError(f"--long-length: {long_length} has no token to predict; use 2 or more")
     texts = _books(subject, books)
     original, long = subject.original_length, long_length or subject.target_length
     beyond = subject.beyond_window([*([long] if long_texts else []), *windows])
@@ -127,6 +135,7 @@ def measure_ruler(
     Raises:
         InputError: as `evaluate_ruler`.
     """
+    _distinct(lengths)
     chosen = tasks or [name for name in TASKS if books is not None or name not in BOOK_TASKS]
     beyond = subject.beyond_window(lengths)
     rescaled = subject.method != "none"
@@ -149,6 +158,13 @@ def measure_ruler(
     }
     summary = "\n".join(f"RULER at {n} tokens: {measured.average(n):.2f}" for n in measured.lengths)
     return Measured(settings, measured.to_dict(), beyond, summary)
+
+
+def _distinct(lengths: Sequence[int]) -> None:
+    """A length given twice would count its samples twice, and its intervals would be too narrow."""
+    for length in lengths:
+        if lengths.count(length) > 1:
+            raise InputError(f"--lengths: {length} is given twice; give each length once")
 
 
 def _books(subject: Subject, path: Path) -> list[Book]:

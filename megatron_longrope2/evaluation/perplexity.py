@@ -136,6 +136,8 @@ def sliding_perplexity(
     Raises:
         InputError: the stride does not fit the window, or no document fills a window.
     """
+    if window < 2:
+        raise InputError(f"window: {window} has no token to predict; use 2 or more")
     if not 0 < stride <= window:
         raise InputError(f"stride: {stride} tokens do not fit a window of {window}; use 1 to {window}")
     samples: list[Sample] = []

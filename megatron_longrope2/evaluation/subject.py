@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from megatron_longrope2 import device, hf
 from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.prompts import check_prompts
 from megatron_longrope2.evaluation.ruler.run import Generate
 from megatron_longrope2.evaluation.scorers import HFScorer, Scorer
 from megatron_longrope2.rope import RopeFactors
@@ -48,8 +50,17 @@ class Subject:
     writes: bool = True
 
     def beyond_window(self, lengths: Sequence[int]) -> list[int]:
-        """Those of the lengths that the checkpoint was not made for; a warning says so."""
+        """Those of the lengths that a checkpoint without rescaled RoPE was not made for; a warning says so.
+
+        Raises:
+            InputError: a rescaled one's target length is passed.
+        """
         beyond = [length for length in lengths if length > self.target_length]
+        if beyond and self.method != "none":
+            raise InputError(
+                f"{self.source}: length: {beyond[0]} tokens are longer than the target length of "
+                f"{self.target_length}; use at most that, or factors for a longer target"
+            )
         if beyond and self.writes:
             logger.warning(
                 "%s: not extended (RoPE factors: %s): lengths %s are beyond its window of %s tokens",
@@ -129,6 +140,7 @@ def open_hf(
 
     @torch.no_grad()
     def greedy(prompts: Sequence[Sequence[int]], new_tokens: int, description: str) -> list[list[int]]:
+        check_prompts(prompts, new_tokens, factors.target_length if factors else UNLIMITED)
         rows = []
         for prompt in tqdm(prompts, desc=description, unit="prompt", disable=not description):
             inputs = torch.tensor([prompt], device=where)
