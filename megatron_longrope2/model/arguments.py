@@ -167,6 +167,23 @@ def _load_checkpoint_args(args: Namespace, source: str) -> None:
             f"{getattr(args, source)}: the checkpoint cannot be read ({reason}); copy it again, or give "
             "an earlier one with --ckpt-step"
         ) from error
+    args.tokenizer_model = _tokenizer_model(args.tokenizer_model, Path(getattr(args, source)))
+
+
+def _tokenizer_model(recorded: str | None, folder: Path) -> str | None:
+    """The tokenizer a checkpoint names; the one beside its weights, where that path is another machine's.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if recorded is None or not Path(recorded).is_absolute() or Path(recorded).exists():
+        return recorded
+    beside = folder / "tokenizer"
+    if not beside.is_dir():
+        raise InputError(
+            f"{folder}: tokenizer_model: {recorded} is gone; copy the tokenizer's files to {beside}"
+        )
+    return str(beside)
 
 
 def _load_our_args(args: Namespace, source: str) -> None:
