@@ -70,7 +70,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Options of this benchmark."""
     add = parser.add_argument
     add("--gigabytes", type=float, default=2.0, metavar="GB", help="size of the model (at least 0.35)")
-    add("--repeats", type=int, default=3, metavar="N", help="measurements of each; the fastest counts")
+    add("--repeats", type=int, default=5, metavar="N", help="measurements of each; the fastest counts")
     add(
         "--folder",
         type=Path,

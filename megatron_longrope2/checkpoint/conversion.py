@@ -7,12 +7,12 @@ from torch import Tensor
 
 from megatron_longrope2.checkpoint.mapping import Shape
 
-_CACHED = 1 << 18
-# Dtype: unsigned integer of its width, and the smallest of its infinities and NaNs without the sign.
-_EXPONENTS = {
-    torch.float32: (torch.uint32, 0xFF000000),
-    torch.bfloat16: (torch.uint16, 0xFF00),
-    torch.float16: (torch.uint16, 0xF800),
+_CACHED = 1 << 17
+# Dtype: integers of its width, signed and unsigned, and the bits of its infinity without and with a sign.
+_INFINITIES = {
+    torch.float32: ((torch.int32, 0x7F800000), (torch.uint32, 0xFF800000)),
+    torch.bfloat16: ((torch.int16, 0x7F80), (torch.uint16, 0xFF80)),
+    torch.float16: ((torch.int16, 0x7C00), (torch.uint16, 0xFC00)),
 }
 
 TOKENIZER = "tokenizer"
@@ -50,14 +50,18 @@ def table(rows: list[Row]) -> str:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: in every IEEE format, those with an exponent that is not all ones.
+    """Whether all numbers are finite, by their bits: nothing but NaNs is beyond an infinity.
 
-    Part by part, so that the doubled bits (the sign shifted out) stay in the processor's cache.
+    Among signed integers the positive ones come last, among unsigned ones the negative. Part by part, so that
+    the second look at a number finds it in the processor's cache.
     """
-    bits, all_ones = _EXPONENTS[tensor.dtype]
-    values = tensor.detach().contiguous().view(bits).flatten().numpy()
-    parts = range(0, len(values), _CACHED)
-    return all((values[start : start + _CACHED] << 1).max() < all_ones for start in parts)
+    bits = tensor.detach().contiguous().flatten()
+    views = [(bits.view(dtype).numpy(), infinity) for dtype, infinity in _INFINITIES[tensor.dtype]]
+    return all(
+        values[start : start + _CACHED].max() < infinity
+        for start in range(0, bits.numel(), _CACHED)
+        for values, infinity in views
+    )
 
 
 def in_dtype(dtype: torch.dtype | None) -> str:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, is_finite, some
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
 from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
@@ -66,7 +65,7 @@ def export_hf(
     check_space(save_dir, sum(spec.nbytes for spec in specs))
     with replacing(save_dir) as partial_dir:
         write_side_files(source.config.path.parent, partial_dir, config, source.factors, source.tensors)
-        parts = ahead(source.hf_tensors(dtype, allow_nonfinite))
+        parts = source.hf_tensors(dtype, allow_nonfinite)
         with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
             write_safetensors(partial_dir, specs, _counted(parts, bar.update), max_shard_bytes)
     return source.rows(dtype)

@@ -41,7 +41,6 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megatron_longrope2.checkpoint.ahead import ahead
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape
 from megatron_longrope2.checkpoint.pieces import Pieces
 from megatron_longrope2.checkpoint.torch_archive import load_metadata, load_object, map_tensor
@@ -123,7 +122,7 @@ class _StreamingWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: list[WriteResult] = []
-        made = ahead((item, planner.resolve_data(item)) for item in plan.items)
+        made = ((item, planner.resolve_data(item)) for item in plan.items)
         while len(results) < len(plan.items):
             results += self._write_file(f"__0_{len(results)}.distcp", made)
         done: Future[list[WriteResult]] = Future()
