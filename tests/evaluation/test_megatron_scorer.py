@@ -17,7 +17,7 @@ def leaves(value: Any) -> Iterator[float]:
     if isinstance(value, list):
         for item in value:
             yield from leaves(item)
-    else:
+    elif value is not None:
         yield value
 
 
