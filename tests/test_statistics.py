@@ -5,7 +5,14 @@ import random
 
 import pytest
 
-from megatron_longrope2.statistics import mean_interval, paired_difference, proportion_interval, t_quantile
+from megatron_longrope2.statistics import (
+    Estimate,
+    exponential_interval,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +52,9 @@ def test_unequal_numbers_are_refused() -> None:
 def test_wilson() -> None:
     assert proportion_interval(10, 10) == (pytest.approx(0.7225, abs=1e-3), 1.0)
     assert proportion_interval(50, 100) == (pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3))
+
+
+def test_a_perplexity_has_the_interval_of_its_logarithm() -> None:
+    assert exponential_interval(Estimate(math.log(10), math.log(2), 5)) == pytest.approx((5.0, 20.0))
+    assert exponential_interval(mean_interval([2.0])) == (0.0, math.inf)
+    assert exponential_interval(Estimate(1e6, 1.0, 5))[1] == math.inf

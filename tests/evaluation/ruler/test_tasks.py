@@ -85,6 +85,8 @@ def test_a_result_survives_its_dictionary() -> None:
     result = RulerResult({"ruler_vt": {64: [0.0, 0.5], 128: [1.0, 1.0]}, "ruler_cwe": {64: [1.0, 1.0]}})
     assert (result.mean("ruler_vt", 64), result.average(64)) == (25.0, 62.5)
     assert RulerResult.from_dict(result.to_dict()) == result
+    low, high = result.average_interval(64)
+    assert 0 < low < 62.5 < high < 100
 
 
 def test_the_target_leaves_room_for_the_answer(tokenizer: PreTrainedTokenizerBase, books: list[Book]) -> None:
