@@ -70,9 +70,15 @@ def parse_training_arguments() -> Namespace:
     """Megatron's arguments and ours, completed from checkpoint and device, and checked.
 
     Raises:
-        InputError: no pool; a target length shorter than a segment; an unfit checkpoint or factor file.
+        InputError: no pool; a target length shorter than a segment; an unfit checkpoint or factor file; W&B
+            without TensorBoard.
     """
     args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
+    if args.wandb_project and not args.tensorboard_dir:
+        raise InputError(
+            "--wandb-project: Megatron gives W&B the losses only where it writes them for TensorBoard too; "
+            "add --tensorboard-dir"
+        )
     if not args.valid_pool:
         args.eval_iters = 0
     check_factor_arguments(args)

@@ -1,5 +1,7 @@
 """A run that is killed at a random step and started again gives what one that was never killed gives."""
 
+import json
+import os
 import random
 import subprocess
 import sys
@@ -10,11 +12,32 @@ import torch
 from megatron.core import dist_checkpointing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import ROOT
+from megatron_longrope2.files import write_json
+from tests.distributed.launch import ROOT, torchrun
 from tests.training.conftest import OPTIONS
 
 LOSSES = ("lm loss", "short window loss", "long window loss", "short window tokens", "grad-norm")
 STEPS = 6
+
+# In the place of the library: what is logged, a line a call.
+WANDB = """
+import json, os
+from unittest.mock import MagicMock
+
+def __getattr__(name): return MagicMock()
+
+def log(values, step=None, **_):
+    plain = {name: float(value) for name, value in values.items() if hasattr(value, "__float__")}
+    with open(os.environ["WANDB_LOG"], "a") as stream:
+        stream.write(json.dumps([plain, step]) + "\\n")
+"""
+WORKER = Path(__file__).with_name("resume_worker.py")
+LAYOUTS = {
+    "TP2 SP": ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
+    "PP2": ["--pipeline-model-parallel-size", "2"],
+    "CP2": ["--context-parallel-size", "2"],
+    "DP2": [],
+}
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +70,17 @@ def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
 
 
-def run(options: list[str], log: Path) -> None:
+def run(options: list[str], log: Path, **environment: str) -> None:
     with log.open("w") as stream:
-        subprocess.run(options, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, check=True, timeout=600)
+        subprocess.run(
+            options,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            check=True,
+            timeout=600,
+        )
 
 
 def kill_at(step: int, options: list[str]) -> None:
@@ -64,10 +95,30 @@ def kill_at(step: int, options: list[str]) -> None:
     assert process.wait() == -9
 
 
-def test_killed_and_resumed(pools: Path, tmp_path: Path) -> None:
-    whole = command(pools, tmp_path, "whole")
-    run([*whole, "--tensorboard-dir", str(tmp_path / "whole-log")], tmp_path / "whole.txt")
+@pytest.fixture(scope="module")
+def whole(pools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped: `whole`, `whole-log`, and what W&B was given in `wandb.jsonl`."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "fake").mkdir()
+    (folder / "fake/wandb.py").write_text(WANDB)
+    options = command(pools, folder, "whole")
+    logged = ("--tensorboard-dir", str(folder / "whole-log"), "--wandb-project", "p", "--wandb-exp-name", "n")
+    path = f"{folder}/fake:{os.environ.get('PYTHONPATH', '')}"
+    run([*options, *logged], folder / "whole.txt", PYTHONPATH=path, WANDB_LOG=f"{folder}/wandb.jsonl")
+    return folder
 
+
+def test_weights_and_biases_gets_what_tensorboard_gets(whole: Path) -> None:
+    given: dict[str, dict[int, float]] = {name: {} for name in LOSSES}
+    for line in (whole / "wandb.jsonl").read_text().splitlines():
+        values, step = json.loads(line)
+        for name in given.keys() & values.keys():
+            given[name][step] = values[name]
+    for name, expected in losses(whole / "whole-log").items():
+        assert given[name] == pytest.approx(expected), name
+
+
+def test_killed_and_resumed(pools: Path, whole: Path, tmp_path: Path) -> None:
     step = random.SystemRandom().randint(2, STEPS - 1)
     print(f"killed at step {step}")
     killed = command(pools, tmp_path, "killed")
@@ -76,20 +127,40 @@ def test_killed_and_resumed(pools: Path, tmp_path: Path) -> None:
     saved = int(tracker.read_text()) if tracker.exists() else 0
     run([*killed, "--tensorboard-dir", str(tmp_path / "resumed-log")], tmp_path / "resumed.txt")
 
-    expected, resumed = losses(tmp_path / "whole-log"), losses(tmp_path / "resumed-log")
+    expected, resumed = losses(whole / "whole-log"), losses(tmp_path / "resumed-log")
     for name in LOSSES:
         assert list(resumed[name]) == list(range(saved + 1, STEPS + 1))
         assert resumed[name] == {i: expected[name][i] for i in resumed[name]}, name
-    weights = [saved_tensors(tmp_path / name / f"iter_{STEPS:07d}") for name in ("whole", "killed")]
+    folders = whole / "whole", tmp_path / "killed"
+    weights = [saved_tensors(folder / f"iter_{STEPS:07d}") for folder in folders]
     assert len(weights[0]) > 20
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
 
 
-def test_a_complete_run_started_again_ends_at_once(pools: Path, tmp_path: Path) -> None:
-    options = command(pools, tmp_path, "complete")
-    run([*options, "--train-iters", "2", "--lr-decay-iters", "6"], tmp_path / "first.txt")
-    run([*options, "--train-iters", "2", "--lr-decay-iters", "6"], tmp_path / "again.txt")
-    assert "iteration        2/" in (tmp_path / "first.txt").read_text()
-    assert "iteration        2/" not in (tmp_path / "again.txt").read_text()
+def test_resumed_in_another_layout(pools: Path, whole: Path, tmp_path: Path) -> None:
+    """Saved by one process, resumed by two: the same losses, so no sample is read twice and none left out."""
+    runs = []
+    for name, layout in LAYOUTS.items():
+        options = command(pools, tmp_path, name)[4:]
+        options[options.index("--load") + 1] = str(whole / "whole")
+        log = ("--tensorboard-dir", str(tmp_path / f"{name}-log"))
+        runs.append([*options, "--ckpt-step", "2", "--save-interval", "100", *log, *layout])
+    write_json(tmp_path / "runs.json", runs)
+    torchrun(2, WORKER, tmp_path / "runs.json")
+    expected = losses(whole / "whole-log")
+    for name in LAYOUTS:
+        resumed = losses(tmp_path / f"{name}-log")
+        for loss in LOSSES:
+            wanted = {step: value for step, value in expected[loss].items() if step > 2}
+            assert resumed[loss] == pytest.approx(wanted, rel=1e-5), f"{name}: {loss}"
+
+
+def test_a_complete_run_started_again_ends_at_once(pools: Path, whole: Path, tmp_path: Path) -> None:
+    options = command(pools, tmp_path, "again")
+    options[options.index("--load") + 1] = str(whole / "whole")
+    run(options, tmp_path / "again.txt")
+    last = f"iteration {STEPS:8d}/"
+    assert last in (whole / "whole.txt").read_text()
+    assert last not in (tmp_path / "again.txt").read_text()

@@ -71,6 +71,15 @@ def test_factors_of_another_original_length(parse: Parse, pools: Path, tmp_path:
         parse("--rope-factors", factor_file(tmp_path, 256), "--original-length", 32, *long_pool(pools))
 
 
+def test_wandb_without_tensorboard(parse: Parse, pools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the last rank imports wandb, which need not be installed.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    options = ("--wandb-project", "p", "--wandb-exp-name", "n", *long_pool(pools))
+    with pytest.raises(InputError, match=r"--wandb-project: .* add --tensorboard-dir"):
+        parse(*options)
+
+
 def test_length_that_the_layout_cannot_share(
     parse: Parse, pools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
