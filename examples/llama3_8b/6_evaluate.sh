@@ -1,14 +1,15 @@
 #!/bin/bash
-# Needles, RULER and perplexity of the trained model: RUN/evaluation. On every node.
+# Needles, RULER and perplexity of the trained model: RUN/evaluation. On every node. What follows the script's name
+# is for a single measure: `MEASURES=ruler 6_evaluate.sh --samples 500`.
 # shellcheck source=examples/llama3_8b/settings.sh
 source "$(dirname "$0")/settings.sh"
 
 lengths=()
 for ((length = TARGET_LENGTH; length >= ORIGINAL_LENGTH; length /= 2)); do lengths=("$length" "${lengths[@]}"); done
-for what in needle ruler; do
-    launch -m tools.evaluate "$what" --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" \
-        --lengths "${lengths[@]}" --output "$RUN/evaluation/$what" \
-        --dtype bfloat16 --tensor-model-parallel-size "$TENSOR_PARALLEL" "$@"
+for measure in ${MEASURES:-needle ruler perplexity}; do
+    of_lengths=(--lengths "${lengths[@]}")
+    if [[ $measure == perplexity ]]; then of_lengths=(); fi
+    launch -m tools.evaluate "$measure" --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" "${of_lengths[@]}" \
+        --output "$RUN/evaluation/$measure" --dtype "$([[ $PRECISION ]] && echo bfloat16 || echo float32)" \
+        --tensor-model-parallel-size "$TENSOR_PARALLEL" "$@"
 done
-launch -m tools.evaluate perplexity --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" \
-    --output "$RUN/evaluation/perplexity" --dtype bfloat16 --tensor-model-parallel-size "$TENSOR_PARALLEL" "$@"

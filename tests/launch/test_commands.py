@@ -56,6 +56,38 @@ def test_the_tools_know_the_options(
             assert option in text, f"{command}: {option}"
 
 
+def test_the_example_is_the_recipe() -> None:
+    """slurm/example.toml and examples/llama3_8b, whose layout tests/examples compares with the planner."""
+    show = (
+        'source "$0"; echo $TENSOR_PARALLEL $CONTEXT_PARALLEL $STEPS $GLOBAL_BATCH_SIZE $TARGET_LENGTH $NODES'
+    )
+    finished = subprocess.run(
+        ["bash", "-c", show, ROOT / "examples/llama3_8b/settings.sh"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tensor, context, steps, batch, length, nodes = finished.stdout.split()
+    settings = load_settings(ROOT / "slurm/example.toml")
+    train = settings.stages["train"]
+    assert (train.tensor_parallel, train.context_parallel) == (int(tensor), int(context))
+    assert settings.stages["search"].tensor_parallel == int(tensor)
+    assert (train.nodes, settings.model.target_length) == (int(nodes), int(length))
+    options = " ".join(stage_commands(settings, "train")[0])
+    recipe = (ROOT / "examples/llama3_8b/4_train.sh").read_text()
+    assert f"--global-batch-size {batch} --train-iters {steps} " in options
+    assert "--lr-warmup-iters 40" in options
+    for same in (
+        "--lr 2e-5",
+        "--lr-decay-style cosine",
+        "--adam-beta2 0.95",
+        "--weight-decay 0",
+        "--clip-grad 1.0",
+    ):
+        assert same in options
+        assert same in recipe
+
+
 def test_bash_reads_the_job_file_back(write: Write, tmp_path: Path) -> None:
     odd = """--note "it's $HOME `x` a\\\\b" --empty '' --star *"""
     settings = load_settings(
