@@ -2,7 +2,7 @@
 
 Conversions and copies take turns on a random Llama in bfloat16; the best time of each counts.
 `speed_vs_copy` is the smaller ratio of the two directions, wall clock; the `cpu` ratios leave out what other
-processes take of the cores (and the second core that a conversion uses).
+processes take of the cores.
 """
 
 import json

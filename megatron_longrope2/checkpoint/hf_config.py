@@ -176,11 +176,15 @@ class HFConfig:
             )
 
     def _check(self) -> None:
-        refused = {"hidden_act": "silu", "mlp_bias": self.biased}
-        for name, wanted in refused.items():
-            value = self.full.get(name, wanted)
-            if value != wanted:
-                raise InputError(f"{self.path}: {name}: {value!r} cannot be converted, only {wanted!r}")
+        activation = self.full.get("hidden_act", "silu")
+        if activation != "silu":
+            raise InputError(f"{self.path}: hidden_act: {activation!r} cannot be converted, only 'silu'")
+        mlp_bias = self.full.get("mlp_bias", self.biased)
+        if mlp_bias != self.biased:
+            raise InputError(
+                f"{self.path}: mlp_bias: {mlp_bias} beside attention_bias {self.biased} cannot be converted, "
+                "Megatron has biases in all linear layers or in none"
+            )
         if self.biased and not self.architecture.biases:
             raise InputError(
                 f"{self.path}: attention_bias: {self.full['model_type']} with it is not supported"

@@ -186,5 +186,5 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise InputError(
-            f"{folder}: needs {needed_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another place"
+            f"{folder}: needs {needed_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; choose another place"
         )

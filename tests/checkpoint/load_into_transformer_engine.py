@@ -8,6 +8,7 @@ import json
 import sys
 from argparse import Namespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -68,7 +69,9 @@ if __name__ == "__main__":
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
     saved = MegatronTensors(folder)
-    model = build_model(saved.args)
+    # All that its modules ask before they make their parameters.
+    with patch("torch.cuda.is_available", return_value=True):
+        model = build_model(saved.args)
     sharded = model.sharded_state_dict()
     answer = asked_for(sharded)
     loaded = dist_checkpointing.load({"model": sharded}, str(saved.folder))
