@@ -9,6 +9,7 @@
 #   BENCHMARKS  where tests and benchmarks leave their results (default: benchmarks/NAME-OF-THE-GPU)
 #   RESULTS     where the experiment leaves its results (default: examples/small_gpu/results)
 #   RUN         working folder of the experiment (default: runs/small_gpu)
+#   LAYERS      of the throughput benchmark (default: as many as fit, 16 on an H200: eight minutes)
 #   SMALL       not empty: tiny sizes on whatever device is there, a test of this script
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -47,14 +48,16 @@ benchmark() { # NAME OPTIONS...
 }
 
 benchmarks() {
-    local model=() throughput=() scoring=() train=(--bf16 --length 16384 --original-length 2048 --hidden-size 1024)
+    local throughput=(--repeats 2 ${LAYERS:+--num-layers "$LAYERS"}) scoring=()
+    local train=(--bf16 --length 16384 --original-length 2048 --hidden-size 1024)
     if [[ ${SMALL:-} ]]; then
-        model=(--model examples/tiny_cpu/base --num-layers 1 --repeats 1)
-        throughput=(--vocab-size 512 --lengths 128 512) scoring=(--length 512 --candidates 2)
+        local model=(--model examples/tiny_cpu/base --num-layers 1 --repeats 1)
+        throughput=("${model[@]}" --vocab-size 512 --lengths 128 512)
+        scoring=("${model[@]}" --length 512 --candidates 2)
         train=(--length 64 --original-length 16 --num-layers 1 --hidden-size 64 --repeats 1)
     fi
-    benchmark throughput "${model[@]}" "${throughput[@]}" --profile "$BENCHMARKS/profile.txt"
-    benchmark scoring "${model[@]}" "${scoring[@]}"
+    benchmark throughput "${throughput[@]}" --profile "$BENCHMARKS/profile.txt"
+    benchmark scoring "${scoring[@]}"
     benchmark train "${train[@]}"
 }
 

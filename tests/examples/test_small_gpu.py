@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.small_gpu.run import CLOSED_FORM, QUICK, SEARCHES, Recipe, stages
 from megatron_longrope2.evaluation.ruler import TASKS
@@ -50,6 +51,15 @@ def test_every_method_gets_the_same_training() -> None:
         shown = [word.partition("=")[0] for word in commands[name] if "=" in word]
         assert shown == ["none", *CLOSED_FORM, *SEARCHES]
     assert "--ruler-tasks" in commands["measure-after"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: it would run")
+def test_without_a_gpu_the_one_command_says_so() -> None:
+    finished = subprocess.run(
+        [ROOT / "examples/small_gpu/run_on_gpu.sh"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == "error: no CUDA device; run this on a machine with an H100 or H200\n"
 
 
 @pytest.mark.slow
