@@ -1,10 +1,10 @@
-# make env | demo | test | check | format | clean
+# make env | demo | test | gpu | check | format | clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check format clean
+.PHONY: env demo test gpu check format clean
 
 env: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ demo: env
 
 test: env
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# What needs a GPU: tests, benchmarks, an experiment; see docs/gpu.md.
+gpu: env
+	PYTHON=$(PYTHON) examples/small_gpu/run_on_gpu.sh
 
 check: env
 	$(VENV)/bin/ruff format --check .
