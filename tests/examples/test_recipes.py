@@ -137,3 +137,6 @@ def test_the_stages_run(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run/hf/config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == "longrope"
     assert config["max_position_embeddings"] == 512
+    for measure, options in (("needle", ("--depths", "1", "--repetitions", "1")), ("perplexity", ())):
+        stage("phi3_mini", "6_evaluate", {**environment, "MEASURES": measure}, *options)
+        assert (tmp_path / "run/evaluation" / measure / f"{measure}.json").exists()
