@@ -49,6 +49,7 @@ def start_megatron(shape: ModelShape, length: int, *, bf16: bool) -> Namespace:
 
 
 def _arguments(shape: ModelShape, length: int, bf16: bool) -> list[str]:
+    # Fused accumulation writes into the buffers of Megatron's data parallelism, which these models are without.
     grouped = shape.num_query_groups != shape.num_attention_heads
     return f"""
         --num-layers {shape.num_layers} --hidden-size {shape.hidden_size} --kv-channels {shape.kv_channels}
@@ -59,6 +60,7 @@ def _arguments(shape: ModelShape, length: int, bf16: bool) -> list[str]:
         --rotary-base {ROPE_BASE:.0f} --max-position-embeddings {shape.original_length}
         --seq-length {length} --vocab-size {shape.vocab_size} --tokenizer-type NullTokenizer
         --attention-dropout 0 --hidden-dropout 0 --micro-batch-size 1 --train-iters 1 --lr 1e-3
+        --no-gradient-accumulation-fusion
         {"--bf16" if bf16 else ""}
         {"" if importlib.util.find_spec("transformer_engine") else "--transformer-impl local"}
     """.split()
