@@ -49,7 +49,7 @@ def start_megatron(shape: ModelShape, length: int, *, bf16: bool) -> Namespace:
 
 
 def _arguments(shape: ModelShape, length: int, bf16: bool) -> list[str]:
-    # Fused accumulation writes into the buffers of Megatron's data parallelism, which these models are without.
+    # Fused accumulation writes into the buffers of Megatron's data parallelism; these models have none.
     grouped = shape.num_query_groups != shape.num_attention_heads
     return f"""
         --num-layers {shape.num_layers} --hidden-size {shape.hidden_size} --kv-channels {shape.kv_channels}
