@@ -1,20 +1,14 @@
 """longrope2-search as users launch it: workers, SIGKILL, bad input."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import ROOT, torchrun
+from tests.distributed.launch import torchrun
+from tests.search.command import TOOL, kill, refused, results, search
 
-TOOL = ROOT / "tools" / "search_factors.py"
 SETTINGS = (
     "--target-length",
     "256",
@@ -38,34 +32,15 @@ def _arguments(root: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(TOOL), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _results(output: Path) -> tuple[dict, dict]:
-    report = json.loads((output / "search.json").read_text())
-    factors = json.loads((output / "factors.json").read_text())
-    return report, factors
-
-
 @pytest.fixture(scope="module")
 def one_worker(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("search") / "one"
-    process = _start(*_arguments(tiny_root, output))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
+    search(*_arguments(tiny_root, output))
     return output
 
 
 def test_results_are_whole(one_worker: Path) -> None:
-    report, factors = _results(one_worker)
+    report, factors = results(one_worker)
     assert report["finished"]
     assert len(report["history"]) == 4
     assert report["cost"]["candidates"] == 12 + 3 * 6
@@ -83,7 +58,7 @@ def test_results_are_whole(one_worker: Path) -> None:
 def test_tensorboard_has_every_generation(one_worker: Path) -> None:
     log = EventAccumulator(str(one_worker / "tensorboard"))
     log.Reload()
-    report, _ = _results(one_worker)
+    report, _ = results(one_worker)
     best = log.Scalars("search/best_perplexity")
     assert [event.step for event in best] == [1, 2, 3, 4]
     for event, generation in zip(best, report["history"], strict=True):
@@ -94,7 +69,7 @@ def test_tensorboard_has_every_generation(one_worker: Path) -> None:
 def test_two_workers_find_what_one_finds(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     output = tmp_path / "two"
     torchrun(2, TOOL, *_arguments(tiny_root, output))
-    one, two = _results(one_worker), _results(output)
+    one, two = results(one_worker), results(output)
     assert two[1]["long_factor"] == one[1]["long_factor"]
     assert two[0]["history"] == one[0]["history"]
     assert two[0]["held_out"] == one[0]["held_out"]
@@ -102,19 +77,9 @@ def test_two_workers_find_what_one_finds(tiny_root: Path, tmp_path: Path, one_wo
 
 def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     output = tmp_path / "killed"
-    process = _start(*_arguments(tiny_root, output))
-    deadline = time.monotonic() + 300
-    while not (output / "state.json").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (output / "search.json").exists(), "killed too late to show anything"
-    process = _start(*_arguments(tiny_root, output))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    one, again = _results(one_worker), _results(output)
+    kill(output, *_arguments(tiny_root, output))
+    search(*_arguments(tiny_root, output))
+    one, again = results(one_worker), results(output)
     assert again[1]["long_factor"] == one[1]["long_factor"]
     assert again[0]["history"] == one[0]["history"]
 
@@ -129,25 +94,16 @@ def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Pat
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tiny_root: Path, tmp_path: Path, arguments, message) -> None:
-    process = _start(*_arguments(tiny_root, tmp_path / "out", *arguments))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    lines = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert message in lines[0]
+    assert message in refused(*_arguments(tiny_root, tmp_path / "out", *arguments))
     assert not (tmp_path / "out").exists()
 
 
 def test_state_of_another_search_is_refused(tiny_root: Path, one_worker: Path) -> None:
-    process = _start(*_arguments(tiny_root, one_worker, "--mutation-probability", "0.5"))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert "evolution.mutation_probability: the state is of a search with 0.3, this one has 0.5" in errors
+    error = refused(*_arguments(tiny_root, one_worker, "--mutation-probability", "0.5"))
+    assert "evolution.mutation_probability: the state is of a search with 0.3, this one has 0.5" in error
 
 
 def test_dry_run_prints_the_cost_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    process = _start(*_arguments(tiny_root, tmp_path / "out", "--dry-run", "--value-kind", "word"))
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    assert "at most 30 candidates, 120 evaluations of 256 tokens" in output
+    printed = search(*_arguments(tiny_root, tmp_path / "out", "--dry-run", "--value-kind", "word"))
+    assert "at most 30 candidates, 120 evaluations of 256 tokens" in printed
     assert not (tmp_path / "out").exists()

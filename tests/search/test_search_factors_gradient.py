@@ -1,16 +1,12 @@
 """longrope2-search --algorithm gradient as users launch it: results, two workers, SIGKILL, bad input."""
 
-import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from megatron_longrope2.rope import make_factors
 from tests.distributed.launch import torchrun
-from tests.search.test_search_factors import TOOL, _start
+from tests.search.command import TOOL, kill, refused, results, search
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": 64, "target_length": 256}
 
@@ -23,22 +19,15 @@ def _arguments(root: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def _results(output: Path) -> tuple[dict, dict]:
-    report = json.loads((output / "search.json").read_text())
-    return report, json.loads((output / "factors.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def one_worker(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("gradient") / "one"
-    process = _start(*_arguments(tiny_root, output))
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
+    search(*_arguments(tiny_root, output))
     return output
 
 
 def test_results_are_whole(one_worker: Path) -> None:
-    report, factors = _results(one_worker)
+    report, factors = results(one_worker)
     assert report["finished"]
     assert factors["method"] == "longrope2-learned"
     assert factors["attention_factor"] == {"short": 1.0, "long": 1.0}
@@ -53,25 +42,15 @@ def test_results_are_whole(one_worker: Path) -> None:
 def test_two_workers_learn_what_one_learns(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     """To rounding: the sum of two workers' gradients is another order of additions."""
     torchrun(2, TOOL, *_arguments(tiny_root, tmp_path / "two"))
-    one, two = _results(one_worker), _results(tmp_path / "two")
+    one, two = results(one_worker), results(tmp_path / "two")
     assert two[1]["long_factor"] == pytest.approx(one[1]["long_factor"], rel=1e-3)
 
 
 def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     output = tmp_path / "killed"
-    process = _start(*_arguments(tiny_root, output))
-    deadline = time.monotonic() + 600
-    while not (output / "state.json").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (output / "search.json").exists(), "killed too late to show anything"
-    process = _start(*_arguments(tiny_root, output))
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
-    one, again = _results(one_worker), _results(output)
+    kill(output, *_arguments(tiny_root, output))
+    search(*_arguments(tiny_root, output))
+    one, again = results(one_worker), results(output)
     assert again[1]["long_factor"] == one[1]["long_factor"]
     assert again[0]["history"] == one[0]["history"]
 
@@ -84,9 +63,4 @@ def test_bad_input_is_one_line_and_status_2(tiny_root: Path, tmp_path: Path, one
         (_arguments(tiny_root, tmp_path / "b", "--target-length", "90000"), "books: the longest has"),
         (_arguments(tiny_root, one_worker, "--learning-rate", "0.1"), "gradient.learning_rate: the state is"),
     ):
-        process = _start(*arguments)
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 2
-        lines = [line for line in errors.splitlines() if line.startswith("error:")]
-        assert len(lines) == 1
-        assert message in lines[0]
+        assert message in refused(*arguments)
