@@ -135,10 +135,9 @@ def _race(scorer: Any, candidates: list[Any], samples: list[Any]) -> dict[str, f
 
     race = Race(len(candidates), len(samples), keep=max(1, len(candidates) // 4))
     start = time.perf_counter()
-    while pairs := race.jobs(scorer.workers):
-        losses = scorer([(candidates[who], samples[which]) for who, which in pairs])
-        for (who, which), loss in zip(pairs, losses, strict=True):
-            race.record(who, which, loss)
+    race.run(
+        lambda pairs: scorer([(candidates[who], samples[which]) for who, which in pairs]), scorer.workers
+    )
     seconds = time.perf_counter() - start
     return {
         "evaluations": race.evaluations,

@@ -231,10 +231,12 @@ class _Run:
         objective, scorer = self.job.objective, self.job.scorer
         count = len(objective.samples)
         race = Race(len(candidates), count, keep or len(candidates))
-        while pairs := race.jobs(scorer.workers):
-            losses = scorer([(candidates[who], objective.samples[sample]) for who, sample in pairs])
-            for (who, sample), loss in zip(pairs, losses, strict=True):
-                race.record(who, sample, objective.weights[sample] * loss)
+
+        def losses(pairs: list[tuple[int, int]]) -> list[float]:
+            found = scorer([(candidates[who], objective.samples[which]) for who, which in pairs])
+            return [objective.weights[which] * loss for (_, which), loss in zip(pairs, found, strict=True)]
+
+        race.run(losses, scorer.workers)
         self.cost.candidates += len(candidates)
         self.cost.evaluations += race.evaluations
         self.cost.pruned += len(candidates) * count - race.evaluations

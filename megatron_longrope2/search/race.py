@@ -11,7 +11,7 @@ of the samples: a candidate that is not among the k best stops as soon as its su
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -87,6 +87,12 @@ class Race:
     def record(self, candidate: int, sample: int, loss: float) -> None:
         """Take in a loss (not negative; NaN or infinite is infinitely bad and ends the candidate)."""
         self.losses[candidate][sample] = loss if math.isfinite(loss) else math.inf
+
+    def run(self, score: Callable[[list[tuple[int, int]]], Sequence[float]], workers: int) -> None:
+        """Score what is needed, as many pairs at once as there are workers; `score` gives pairs' losses."""
+        while pairs := self.jobs(workers):
+            for (candidate, sample), loss in zip(pairs, score(pairs), strict=True):
+                self.record(candidate, sample, loss)
 
     def scores(self) -> list[float]:
         """Full score of each candidate, [candidates]; infinite where it was dropped or failed."""
