@@ -5,7 +5,7 @@
 #
 # What is done is not done again, and an experiment that was cut off goes on: run it again until it says "all done".
 #   PYTHON      interpreter with the package's requirements (default: .venv/bin/python, else python3)
-#   MINUTES     stop after so many, for machines that are lent by the call (default: no limit)
+#   MINUTES     stop after so many, for jobs with a time limit (default: no limit)
 #   BENCHMARKS  where tests and benchmarks leave their results (default: benchmarks/NAME-OF-THE-GPU)
 #   RESULTS     where the experiment leaves its results (default: examples/small_gpu/results)
 #   RUN         working folder of the experiment (default: runs/small_gpu)

@@ -2,16 +2,19 @@
 
 import platform
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid, compare_needles
+from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.plots import plot_needles, plot_short_against_long
 from megatron_longrope2.files import read_json, write_json, write_text
 from megatron_longrope2.rope import critical_dim, load_factors
 from megatron_longrope2.rope.plots import plot_factors
-from megatron_longrope2.statistics import paired_difference
+from megatron_longrope2.statistics import Estimate
 
 FOUND = ("longrope2", "learned")
 TITLES = {
@@ -27,21 +30,61 @@ TITLES = {
 }
 
 
-def write_report(folder: Path, original: int, target: int, stages: list[dict[str, object]]) -> str:
+@dataclass(frozen=True)
+class Scores:
+    """What was measured of one candidate; short texts are of the original length, long ones of the target."""
+
+    needles: NeedleGrid
+    short_text: Perplexity
+    long_text: Perplexity
+
+    @classmethod
+    def read(cls, folder: Path) -> "Scores":
+        """From the records of `longrope2-evaluate compare`."""
+        needles, texts = (read_json(folder / f"{kind}.json")["result"] for kind in ("needle", "perplexity"))
+        short, buckets = texts["short"], texts["positions"]
+        nll, tokens = (
+            tuple(map(sum, zip(*(bucket[part] for bucket in buckets), strict=True)))
+            for part in ("nll", "tokens")
+        )
+        return cls(
+            NeedleGrid.from_dict(needles),
+            Perplexity(tuple(short["nll"]), tuple(short["tokens"])),
+            Perplexity(nll, tokens),
+        )
+
+    def summary(self, original: int, target: int) -> dict[str, Any]:
+        """The report's row."""
+        return {
+            "needle_ppl_target": self.needles.at(target).perplexity,
+            "needle_accuracy_target": self.needles.at(target).accuracy,
+            "needle_accuracy_original": self.needles.at(original).accuracy,
+            "needle_accuracy": {length: self.needles.at(length).accuracy for length in self.needles.lengths},
+            "short_ppl": self.short_text.value,
+            "long_ppl": self.long_text.value,
+        }
+
+
+def write_report(
+    folder: Path,
+    original: int,
+    target: int,
+    untrained: Sequence[str],
+    trainings: Sequence[str],
+    stages: list[dict[str, object]],
+) -> str:
     """Write the report's files into the run's folder and return the table for the screen.
 
     Args:
         folder: the run's.
         original, target: lengths, tokens.
+        untrained, trainings: names, of factors under the base and of trained models.
         stages: {name, seconds} of each.
     """
-    found = {path.stem: read_json(path) for path in (folder / "measured").glob("*.json")}
-    before = found.pop("before")
-    after = {name: found[name]["own"] for name in TITLES if name in found}
-    grids = {name: NeedleGrid.from_dict(result["needles"]) for name, result in before.items()}
-    trained_grids = {name: NeedleGrid.from_dict(after[name]["needles"]) for name in FOUND}
-    methods = {name: _summary(result, original, target) for name, result in before.items()}
-    trained = {name: _summary(result, original, target) for name, result in after.items()}
+    before = {name: Scores.read(folder / "measured" / name) for name in untrained}
+    after = {name: Scores.read(folder / "measured" / f"trained-{name}") for name in trainings}
+    methods = {name: one.summary(original, target) for name, one in before.items()}
+    trained = {name: one.summary(original, target) for name, one in after.items()}
     factors = load_factors(folder / "search" / "factors.json")
     base = methods["none"]
     report: dict[str, Any] = {
@@ -58,11 +101,11 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
         "short_retention": base["short_ppl"] / trained["longrope2"]["short_ppl"],
         "learned_short_retention": base["short_ppl"] / trained["learned"]["short_ppl"],
         "control_retention": base["short_ppl"] / trained["short_only"]["short_ppl"],
-        "comparisons": _comparisons(grids, "longrope2", target),
-        "learned_comparisons": _comparisons(grids, "learned", target),
+        "comparisons": _comparisons(before, "longrope2", target),
+        "learned_comparisons": _comparisons(before, "learned", target),
         "learned_minus_longrope2": {
-            "before": _differences(before, grids, target),
-            "after": _differences(after, trained_grids, target),
+            "before": _differences(before, target),
+            "after": _differences(after, target),
         },
         "hf_export": {
             "path": str(folder / "hf"),
@@ -75,11 +118,11 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
     write_json(folder / "report.json", report)
     names = [name for name in before if name != "none"]
     files = {name: folder / "factors" / f"{name}.json" for name in names}
-    files |= {"longrope2": folder / "search" / "factors.json", "learned": folder / "learned" / "factors.json"}
+    files |= {"longrope2": folder / "search" / "factors.json", "learned": folder / "learn" / "factors.json"}
     plot_factors({TITLES[name]: load_factors(files[name]) for name in names}, folder / "factors.png")
     plot_needles(
-        {f"{TITLES[name]}": grid for name, grid in grids.items()}
-        | {f"{TITLES[name]}, trained": grid for name, grid in trained_grids.items()},
+        {TITLES[name]: one.needles for name, one in before.items()}
+        | {f"{TITLES[name]}, trained": after[name].needles for name in FOUND},
         folder / "needles.png",
         original_length=original,
     )
@@ -95,40 +138,27 @@ def write_report(folder: Path, original: int, target: int, stages: list[dict[str
     return f"{text}\n{folder}: report.json, report.md, factors.png, needles.png, short_long.png, hf/"
 
 
-def _summary(result: dict[str, Any], original: int, target: int) -> dict[str, float]:
-    needles = NeedleGrid.from_dict(result["needles"])
-    return {
-        "needle_ppl_target": needles.at(target).perplexity,
-        "needle_accuracy_target": needles.at(target).accuracy,
-        "needle_accuracy_original": needles.at(original).accuracy,
-        "needle_accuracy": {length: needles.at(length).accuracy for length in needles.lengths},
-        "short_ppl": result["short_text"]["perplexity"],
-        "long_ppl": result["long_text"]["perplexity"],
-    }
-
-
-def _comparisons(grids: dict[str, NeedleGrid], ours: str, target: int) -> dict[str, dict[str, float]]:
+def _comparisons(scores: dict[str, Scores], ours: str, target: int) -> dict[str, dict[str, float]]:
     """`ours` minus each closed-form method, and for learned factors minus the search's."""
-    others = [name for name in grids if name != ours and (name != "learned" or ours == "learned")]
-    estimates = {name: compare_needles(grids[ours].at(target), grids[name].at(target)) for name in others}
-    return {
-        name: {"delta_nll": estimate.mean, "ci95": estimate.ci95, "samples": estimate.count}
-        for name, estimate in estimates.items()
-    }
+    others = [name for name in scores if name != ours and (name != "learned" or ours == "learned")]
+    return {name: _needle_difference(scores[ours], scores[name], target) for name in others}
 
 
-def _differences(
-    results: dict[str, Any], grids: dict[str, NeedleGrid], target: int
-) -> dict[str, dict[str, float]]:
+def _differences(scores: dict[str, Scores], target: int) -> dict[str, dict[str, float]]:
     """Learned factors minus LongRoPE2's at the target length: nats per answer token and per text token."""
-    learned, found = (results[name]["long_text"]["nll"] for name in ("learned", "longrope2"))
-    estimates = {
-        "needles": compare_needles(grids["learned"].at(target), grids["longrope2"].at(target)),
-        "long_text": paired_difference(
-            [nll / (target - 1) for nll in learned], [nll / (target - 1) for nll in found]
-        ),
+    learned, found = scores["learned"], scores["longrope2"]
+    return {
+        "needles": _needle_difference(learned, found, target),
+        "long_text": _as_dict(learned.long_text.difference(found.long_text)),
     }
-    return {name: {"delta_nll": one.mean, "ci95": one.ci95} for name, one in estimates.items()}
+
+
+def _needle_difference(one: Scores, other: Scores, target: int) -> dict[str, float]:
+    return _as_dict(compare_needles(one.needles.at(target), other.needles.at(target)))
+
+
+def _as_dict(estimate: Estimate) -> dict[str, float]:
+    return {"delta_nll": estimate.mean, "ci95": estimate.ci95, "samples": estimate.count}
 
 
 def _logit_differences(path: Path, original: int, target: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from megatron_longrope2.errors import run_main
 HERE = Path(__file__).parent
 ORIGINAL = 256
 BASELINES = ("none", "pi", "ntk", "yarn")
-FOUND = {"longrope2": "search", "learned": "learned"}
+FOUND = {"longrope2": "search", "learned": "learn"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def _main() -> None:
     folder = arguments.output.resolve()
     save_settings(folder, asdict(recipe))
     rows = run_stages(stages(recipe, folder), folder)
-    print(write_report(folder, ORIGINAL, recipe.target_length, rows))
+    methods = (*BASELINES, *FOUND)
+    print(write_report(folder, ORIGINAL, recipe.target_length, methods, TRAININGS, rows))
 
 
 def stages(recipe: Recipe, folder: Path) -> list[Stage]:
@@ -135,19 +136,14 @@ def stages(recipe: Recipe, folder: Path) -> list[Stage]:
                 *("--algorithm", "gradient", "--load", str(folder / "base"), "--no-recompute"),
                 *("--books", str(HERE / "books" / "train"), "--held-out-samples", "0"),
                 *("--target-length", str(recipe.target_length), "--steps", str(recipe.learning_steps)),
-                *("--output", str(folder / "learned")),
+                *("--output", str(folder / "learn")),
             ),
             processes=2,
         ),
-        _measure(
-            "before",
-            folder / "base",
-            recipe,
-            folder,
-            {method: factors / f"{method}.json" for method in BASELINES}
-            | {name: folder / place / "factors.json" for name, place in FOUND.items()},
-        ),
-        *(stage for name in TRAININGS for stage in _train_and_measure(name, recipe, folder)),
+        _measure("before", _untrained(folder), recipe, folder),
+        *(_train(name, recipe, folder) for name in TRAININGS),
+        # What was measured before is not measured again: one report of all.
+        _measure("all", _untrained(folder) | _trained(folder), recipe, folder),
         Stage(
             "export",
             (
@@ -184,7 +180,7 @@ def _baseline(method: str, recipe: Recipe, output: Path) -> Stage:
 TRAININGS = ("longrope2", "learned", "short_only", "mixed_text", "single_window")
 
 
-def _train_and_measure(name: str, recipe: Recipe, folder: Path) -> list[Stage]:
+def _train(name: str, recipe: Recipe, folder: Path) -> Stage:
     short = ("--pool", "short", "2", str(folder / "data" / "short"))
     long = ("--pool", "long", "1", str(folder / "data" / "long"))
     needles = ("--pool", "long", "2", str(folder / "needles" / "train"))
@@ -192,7 +188,7 @@ def _train_and_measure(name: str, recipe: Recipe, folder: Path) -> list[Stage]:
     main = name in (*FOUND, "short_only")
     pools = short if name == "short_only" else (*short, *long, *needles) if main else text
     steps, rate = (recipe.steps, "1e-3") if main else (recipe.ablation_steps, "3e-4")
-    train = Stage(
+    return Stage(
         f"train-{name}",
         (
             *("-m", "megatron_longrope2.pretrain", "--pretrained-checkpoint", str(folder / "base")),
@@ -208,20 +204,30 @@ def _train_and_measure(name: str, recipe: Recipe, folder: Path) -> list[Stage]:
         ),
         processes=2,
     )
-    return [train, _measure(name, folder / name, recipe, folder, {})]
 
 
-def _measure(name: str, checkpoint: Path, recipe: Recipe, folder: Path, sets: dict[str, Path]) -> Stage:
+def _untrained(folder: Path) -> dict[str, str]:
+    """The base under every method's factors."""
+    factors = {method: folder / "factors" / f"{method}.json" for method in BASELINES}
+    factors |= {name: folder / place / "factors.json" for name, place in FOUND.items()}
+    return {name: f"{folder / 'base'},{file}" for name, file in factors.items()}
+
+
+def _trained(folder: Path) -> dict[str, str]:
+    return {f"trained-{name}": str(folder / name) for name in TRAININGS}
+
+
+def _measure(name: str, candidates: dict[str, str], recipe: Recipe, folder: Path) -> Stage:
     return Stage(
         f"measure-{name}",
         (
-            str((HERE / "measure.py").relative_to(ROOT)),
-            *("--load", str(checkpoint), "--books", str(HERE / "books" / "held_out")),
+            *("tools/evaluate.py", "compare", *(f"{key}={place}" for key, place in candidates.items())),
+            *("--measures", "needle", "perplexity", "--baseline", "none", "--reference", "longrope2"),
+            *("--books", str(HERE / "books" / "held_out"), "--seed", "1"),
             *("--lengths", *map(str, recipe.lengths), "--depths", str(recipe.depths)),
-            *("--repetitions", str(recipe.repetitions), "--texts", str(recipe.texts)),
-            *("--long-texts", str(recipe.long_texts)),
-            *(("--rope-factors", *(f"{key}={file}" for key, file in sets.items())) if sets else ()),
-            *("--output", str(folder / "measured" / f"{name}.json")),
+            *("--repetitions", str(recipe.repetitions), "--short-texts", str(recipe.texts)),
+            *("--long-texts", str(recipe.long_texts), "--long-length", str(recipe.target_length)),
+            *("--output", str(folder / "measured")),
         ),
         processes=2,
     )
