@@ -16,11 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+CONSTRUCTORS = (
+    "arange as_tensor empty empty_like eye full full_like linspace ones ones_like rand rand_like randint "
+    "randn randn_like randperm tensor zeros zeros_like"
+).split()
+"""Functions of torch that make a tensor on a device they are told."""
 
 
 def has_gpu() -> bool:
@@ -55,24 +59,11 @@ def install() -> None:
     _stand_in_for_torch_cuda()
     _stand_in_for_tensors()
     _stand_in_for_distributed()
-    _CudaMeansCpu().__enter__()
+    _stand_in_for_constructors()
     _skip_compilation_of_shipped_helpers()
     _let_megatron_start_without_cuda()
     if os.environ.get("RANK", "0") == "0":
         logger.warning("no GPU found: Megatron runs on the CPU over gloo")
-
-
-class _CudaMeansCpu(TorchFunctionMode):
-    """Every torch function that is told `device="cuda"` gets `cpu`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if kwargs and "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs = {**kwargs, "device": CPU}
-        if kwargs and kwargs.get("pin_memory"):
-            kwargs = {**kwargs, "pin_memory": False}
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], CPU, *args[2:])
-        return func(*args, **(kwargs or {}))
 
 
 def _is_cuda(device: Any) -> bool:
@@ -172,12 +163,42 @@ def _stand_in_for_torch_cuda() -> None:
     cuda.nvtx.range = _no_context()
 
 
+def _stand_in_for_constructors() -> None:
+    """One by one: a `TorchFunctionMode` would do the same, but take every torch call through Python."""
+    with CPU:  # torch looks up its constructors once: `with torch.device("meta")` must know the real ones
+        torch.empty(0)
+    for name in CONSTRUCTORS:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function, that makes its tensor on the CPU when it is told CUDA."""
+
+    @functools.wraps(constructor)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return constructor(*args, **kwargs)
+
+    return on_cpu
+
+
 def _stand_in_for_tensors() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *_, **__: self
     tensor.pin_memory = lambda self, *_: self
     torch.nn.Module.cuda = lambda self, *_: self
-    original_type = tensor.type
+    original_to, original_type = tensor.to, tensor.type
+
+    @functools.wraps(original_to)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (CPU, *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return original_to(self, *args, **kwargs)
 
     @functools.wraps(original_type)
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +208,7 @@ def _stand_in_for_tensors() -> None:
             return name.replace("torch.", "torch.cuda.", 1)
         return name
 
-    tensor.type = type_
+    tensor.to, tensor.type = to, type_
     # The data loader would pin its batches for an accelerator.
     torch.accelerator.is_available = lambda: False
 

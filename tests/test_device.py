@@ -30,6 +30,8 @@ assert torch.empty(2, device=torch.cuda.current_device()).device.type == "cpu"
 assert torch.ones(2).to("cuda").device.type == "cpu"
 assert torch.ones(2).to(device="cuda:0", dtype=torch.float64).dtype == torch.float64
 assert torch.tensor([1], pin_memory=True, device="cuda").tolist() == [1]
+with torch.device("meta"):
+    assert torch.zeros(2).is_meta and torch.nn.Linear(2, 2).weight.is_meta
 tensor = torch.ones(2)
 assert tensor.cuda(non_blocking=True) is tensor
 assert torch.ones(2).type() == "torch.cuda.FloatTensor"

@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
@@ -33,13 +34,13 @@ class _Run:
         self.job = job
         self.evolution = Evolution(job.space, job.settings.evolution, job.given)
         self.cost = Cost()
-        self.difficulty: list[float] | None = None
+        self.parent_losses: list[list[float]] = []
         self.saved = time.monotonic()
         state = job.load_state()
         if state is not None:
             self.evolution.restore(state["evolution"])
             self.cost = Cost(**state["cost"])
-            self.difficulty = state["difficulty"]
+            self.parent_losses = state["parent_losses"]
         self.race = self._new_race()
         if state is not None:
             self.race.restore(state["race"])
@@ -79,9 +80,10 @@ class _Run:
         self.cost.evaluations += race.evaluations
         self.cost.pruned += possible - race.evaluations
         self.cost.failed += race.failed
-        self.difficulty = race.difficulty
         bar.update(possible - race.evaluations)
+        rows = self._parents_and_candidates()
         evolution.tell(race.scores())
+        self.parent_losses = [rows[one.individual.key] for one in evolution.parents]
         self.race = self._new_race()
         self._save()
         best = evolution.best
@@ -93,14 +95,22 @@ class _Run:
         return True
 
     def _new_race(self) -> Race:
+        parents = [one.individual.key for one in self.evolution.parents]
         return Race(
-            candidates=len(self.evolution.ask()),
+            # Factors act by their ratios.
+            places=[np.log(one.key) for one in self.evolution.ask()],
             samples=len(self.job.objective.samples),
             keep=self.evolution.settings.keep,
-            incumbents=[one.score for one in self.evolution.parents],
-            difficulty=self.difficulty,
+            known=list(zip(map(np.log, parents), self.parent_losses, strict=True)),
             prune=self.job.settings.prune,
         )
+
+    def _parents_and_candidates(self) -> dict[tuple[float, ...], list[float]]:
+        """The losses of each vector that may be a parent of the next generation."""
+        parents = [one.individual.key for one in self.evolution.parents]
+        candidates = [one.key for one in self.evolution.ask()]
+        losses = [*self.parent_losses, *self.race.losses.tolist()]
+        return dict(zip([*parents, *candidates], losses, strict=True))
 
     def _most(self) -> int:
         """Evaluations of the whole search without pruning, within the budget."""
@@ -131,7 +141,7 @@ class _Run:
             {
                 "evolution": self.evolution.state(),
                 "race": self.race.progress(),
-                "difficulty": self.difficulty,
+                "parent_losses": self.parent_losses,
                 "cost": asdict(self.cost),
             }
         )

@@ -8,51 +8,62 @@ scores are those of a full evaluation, whatever the order and however many worke
 
 The candidate with the lowest partial sum is always advanced first. No order does less work for a given order
 of the samples: a candidate that is not among the k best stops as soon as its sum passes the k-th best score.
+Each candidate meets the samples in an order of its own, the ones it is expected to fail first.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from megatron_longrope2.rope.frequencies import FloatArray
+
+Known = tuple[ArrayLike, Sequence[float]]
+"""Where a candidate lies, [dimensions], and its loss on every sample, [samples]."""
+
 
 class Race:
     """The evaluation of one generation.
 
     Args:
-        candidates: how many.
+        places: where each candidate lies, [dimensions]: those near each other are expected to have like
+            losses.
         samples: losses that make up a score.
         keep: k, how many of the best must be known exactly.
-        incumbents: scores that are known already and compete for the k places (the parents).
-        difficulty: expected loss of each sample, [samples]; the hardest are scored first. Until the first
-            candidate is complete they stand in for its own losses, the mean over complete candidates.
+        known: candidates that compete for the k places and are scored already (the parents).
         prune: False scores every pair (for comparison).
     """
 
     def __init__(
         self,
-        candidates: int,
+        places: Sequence[ArrayLike],
         samples: int,
         keep: int,
-        incumbents: Sequence[float] = (),
-        difficulty: Sequence[float] | None = None,
+        known: Sequence[Known] = (),
         prune: bool = True,
     ) -> None:
-        self.losses: list[dict[int, float]] = [{} for _ in range(candidates)]
         self.samples = samples
         self.keep = keep
-        self.incumbents = list(incumbents)
-        self.prior = list(difficulty or [0.0] * samples)
         self.prune = prune
+        self.incumbents = [math.fsum(losses) for _, losses in known]
+        candidates = len(places)
+        self._nearness = _nearness([*places, *(place for place, _ in known)])[:candidates]
+        # A row for each candidate, then for each known one. NaN: not scored.
+        self._table = np.full((candidates + len(known), samples), np.nan)
+        self._table[candidates:] = np.reshape([losses for _, losses in known], (-1, samples))
+        self.losses = self._table[:candidates]
 
     @property
     def evaluations(self) -> int:
         """Pairs that were scored."""
-        return sum(len(losses) for losses in self.losses)
+        return int(np.count_nonzero(~np.isnan(self.losses)))
 
     @property
     def failed(self) -> int:
         """Candidates with a loss that is NaN or infinite."""
-        return sum(not all(map(math.isfinite, losses.values())) for losses in self.losses)
+        return int(np.isinf(self.losses).any(axis=1).sum())
 
     @property
     def threshold(self) -> float:
@@ -61,32 +72,27 @@ class Race:
         best = sorted(score for score in [*self.incumbents, *full] if score < math.inf)
         return best[self.keep - 1] if self.prune and len(best) >= self.keep else math.inf
 
-    @property
-    def difficulty(self) -> list[float]:
-        """Mean loss of each sample over the complete candidates, [samples]; at first, the prior."""
-        complete = [
-            losses
-            for c, losses in enumerate(self.losses)
-            if self._complete(c) and self._partial(c) < math.inf
-        ]
-        if not complete:
-            return self.prior
-        return [math.fsum(losses[s] for losses in complete) / len(complete) for s in range(self.samples)]
+    def expected(self, candidate: int) -> FloatArray:
+        """Expected losses, [samples]: the others' mean, weighted by nearness; 0 where nothing is known."""
+        scored = np.isfinite(self._table)
+        weights = self._nearness[candidate] @ scored
+        sums = self._nearness[candidate] @ np.where(scored, self._table, 0)
+        return np.divide(sums, weights, out=np.zeros(self.samples), where=weights > 0)
 
     def jobs(self, count: int) -> list[tuple[int, int]]:
         """The next (candidate, sample) pairs for `count` workers; fewer near the end, none after it."""
         threshold = self.threshold
         partial = {c: self._partial(c) for c in range(len(self.losses)) if not self._complete(c)}
         alive = sorted((total, c) for c, total in partial.items() if total <= threshold and total < math.inf)
-        difficulty = self.difficulty
-        order = sorted(range(self.samples), key=lambda s: (-difficulty[s], s))
-        missing = [[(c, s) for s in order if s not in self.losses[c]] for _, c in alive[:count]]
+        missing = [
+            [(c, s) for s in self._hardest_first(c) if np.isnan(self.losses[c, s])] for _, c in alive[:count]
+        ]
         jobs = [pairs[depth] for depth in range(self.samples) for pairs in missing if depth < len(pairs)]
         return jobs[:count]
 
     def record(self, candidate: int, sample: int, loss: float) -> None:
         """Take in a loss (not negative; NaN or infinite is infinitely bad and ends the candidate)."""
-        self.losses[candidate][sample] = loss if math.isfinite(loss) else math.inf
+        self.losses[candidate, sample] = loss if math.isfinite(loss) else math.inf
 
     def run(self, score: Callable[[list[tuple[int, int]]], Sequence[float]], workers: int) -> None:
         """Score what is needed, as many pairs at once as there are workers; `score` gives pairs' losses."""
@@ -101,8 +107,8 @@ class Race:
     def progress(self) -> list[list[tuple[int, float | None]]]:
         """Everything recorded, as plain JSON values (None: infinite)."""
         return [
-            [(s, loss if loss < math.inf else None) for s, loss in sorted(losses.items())]
-            for losses in self.losses
+            [(s, loss if loss < math.inf else None) for s, loss in enumerate(losses) if not math.isnan(loss)]
+            for losses in self.losses.tolist()
         ]
 
     def restore(self, progress: list[Any]) -> None:
@@ -111,8 +117,21 @@ class Race:
             for sample, loss in pairs:
                 self.record(candidate, sample, math.inf if loss is None else loss)
 
+    def _hardest_first(self, candidate: int) -> list[int]:
+        return np.argsort(-self.expected(candidate), kind="stable").tolist()
+
     def _complete(self, candidate: int) -> bool:
-        return len(self.losses[candidate]) == self.samples
+        return not np.isnan(self.losses[candidate]).any()
 
     def _partial(self, candidate: int) -> float:
-        return math.fsum(self.losses[candidate].values())
+        row = self.losses[candidate]
+        return math.fsum(row[~np.isnan(row)])
+
+
+def _nearness(places: Sequence[ArrayLike]) -> FloatArray:
+    """How much each place says of each other one, [places, places]: inverse squared distance, 0 of itself."""
+    points = np.stack([np.asarray(place, dtype=float) for place in places])
+    squared = np.square(points[:, None] - points[None]).sum(axis=-1)
+    weights = 1 / (squared + 1e-12)  # finite for a place that two have
+    np.fill_diagonal(weights, 0)
+    return weights

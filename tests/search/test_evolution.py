@@ -2,6 +2,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,16 +26,15 @@ def _evaluate(
     workers: int = 1,
     prune: bool = True,
     shuffle: int | None = None,
-    difficulty=None,
 ) -> Race:
     """One generation, its pairs scored in a shuffled order within each step."""
     candidates = evolution.ask()
+    parents = [one.individual for one in evolution.parents]
     race = Race(
-        len(candidates),
+        [np.log(one.key) for one in candidates],
         SAMPLES,
         evolution.settings.keep,
-        [one.score for one in evolution.parents],
-        difficulty=difficulty,
+        [(np.log(parent.key), [loss(parent, s) for s in range(SAMPLES)]) for parent in parents],
         prune=prune,
     )
     order = random.Random(shuffle)
@@ -69,11 +69,9 @@ def test_result_is_the_same_for_any_workers_and_without_pruning(kind, dims, toy_
 def test_pruning_saves_sample_evaluations(toy_loss) -> None:
     evolution = Evolution(_space(), EvolutionSettings(24, 6, parents=4))
     scored = possible = 0
-    difficulty = None
     while candidates := evolution.ask():
         possible += len(candidates) * SAMPLES
-        race = _evaluate(evolution, toy_loss, difficulty=difficulty)
-        scored, difficulty = scored + race.evaluations, race.difficulty
+        scored += _evaluate(evolution, toy_loss).evaluations
     assert possible == (24 + 6 * 12) * SAMPLES
     assert scored < 0.9 * possible
 
