@@ -116,11 +116,10 @@ def _compare(args: Namespace, seed: int, model: Any) -> dict[str, Any]:
 def _baselines(job: Any) -> dict[str, Any]:
     """The closed-form methods, without and with their best attention factor on the search's samples."""
     from megatron_longrope2.rope import AttentionFactor
-    from megatron_longrope2.search.gradient import closed_form
 
     found = {}
     for method in ("pi", "ntk", "yarn"):
-        (plain,) = closed_form(method, job.space)
+        (plain,) = job.space.closed_form(method)
         options = [replace(plain, attention_factor=AttentionFactor(long=one)) for one in ATTENTION_FACTORS]
         losses = [
             math.fsum(job.scorer([(one, sample) for sample in job.objective.samples])) for one in options

@@ -11,13 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import RopeFactors, make_factors, yarn_attention_factor
+from megatron_longrope2.rope import RopeFactors, yarn_attention_factor
 from megatron_longrope2.search.job import Cost, Job, Outcome
 from megatron_longrope2.search.learned import as_learned
 from megatron_longrope2.search.learner import Checked, Learner
 from megatron_longrope2.search.objective import Sample, perplexity
 from megatron_longrope2.search.race import Race
-from megatron_longrope2.search.space import SearchSpace
 from megatron_longrope2.search.tracking import Tracker
 
 ROUNDS = 8
@@ -25,9 +24,6 @@ ROUNDS = 8
 
 TRAINING_INDEX = 1_000_000
 """Number of the first training needle: validation needles are those from 0 on."""
-
-RAMP_PERIODS = (32, 16, 8, 4)
-"""Periods in the original window of the dimension where the ramp of the start "ramp" begins; YaRN's is 32."""
 
 HOPELESS = 1e6
 """Nats a token, in the place of NaN, which JSON does not have."""
@@ -48,19 +44,6 @@ def learn(job: Job) -> Outcome:
     return _Run(job).run()
 
 
-def closed_form(start: str, space: SearchSpace) -> list[RopeFactors]:
-    """The factors that a start's name stands for: one set, or for "ramp" one a place where it may begin."""
-    geometry: dict[str, Any] = {
-        "rope_base": space.rope_base,
-        "rotary_dim": space.rotary_dim,
-        "original_length": space.original_length,
-        "target_length": space.target_length,
-    }
-    if start == "ramp":
-        return [make_factors("yarn", beta_fast=one, truncate=False, **geometry) for one in RAMP_PERIODS]
-    return [make_factors(start, **geometry)]
-
-
 def better_half(learners: list[Learner], least: int = 1) -> list[Learner]:
     """Those that have had the best factors, at least so many, in their old order."""
     ranked = sorted(learners, key=lambda one: one.best.nll)
@@ -74,7 +57,7 @@ def most_candidates_and_steps(job: Job) -> tuple[int, int]:
     left = len(set(settings.starts)) + len(job.given)
     temperatures = 2 if settings.learn_attention_factor else 1
     candidates = len(job.given)
-    candidates += sum(len(closed_form(one, job.space)) for one in set(settings.starts)) * temperatures
+    candidates += sum(len(job.space.closed_form(one)) for one in set(settings.starts)) * temperatures
     steps = 0
     for number in range(1, ROUNDS + 1):
         left = max((left + 1) // 2, min(left, 2) if number == 1 else 1)
@@ -167,7 +150,7 @@ class _Run:
         for start in dict.fromkeys(self.settings.starts):
             options[start] = [
                 as_learned(factors, factors.long_factor, attention, None)
-                for factors in closed_form(start, space)
+                for factors in space.closed_form(start)
                 for attention in temperatures
             ]
         for number, factors in enumerate(self.job.given):

@@ -29,6 +29,8 @@ SearchDims = Literal["critical", "all"]
 
 GRID = 0.01
 """Step of the factors that the paper's space draws (the authors' code)."""
+RAMP_PERIODS = (32, 16, 8, 4)
+"""Periods in the original window of the dimension where a "ramp" begins, a YaRN otherwise; YaRN's are 32."""
 ATTENTION_RANGE = (0.8, 2.0)
 EXPONENT_RANGE = (0.25, 4.0)
 RAMP_START_RANGE = (0.0, 0.95)
@@ -159,17 +161,30 @@ class SearchSpace:
 
     def baselines(self) -> Iterator[RopeFactors]:
         """The closed-form methods, each without and, where that is a gene, with YaRN's attention factor."""
-        middle = self.critical_dims[len(self.critical_dims) // 2]
         temperature = AttentionFactor(long=yarn_attention_factor(self.scale))
-        for method in ("pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"):
-            dim = middle if method.endswith("-rcd") else None
-            try:
-                factors = self._factors(method, dim)
-            except InputError:
-                continue  # YaRN-rcd whose ramp would start above this critical dimension
-            yield factors
-            if self.moves_attention_factor:
-                yield replace(factors, method=f"{method}+attention", attention_factor=temperature)
+        for method in ("pi", "ntk", "yarn", "ramp", "ntk-rcd", "yarn-rcd"):
+            for factors in self.closed_form(method):
+                yield factors
+                if self.moves_attention_factor:
+                    name = f"{factors.method}+attention"
+                    yield replace(factors, method=name, attention_factor=temperature)
+
+    def closed_form(self, method: str) -> list[RopeFactors]:
+        """What a method's name stands for: one set of factors, for "ramp" one a place where it may begin.
+
+        The critical dimension of the "-rcd" ones is the middle of the candidates; where YaRN's ramp would
+        start above it, there is none.
+        """
+        if method == "ramp":
+            ramps = ((one, self._factors("yarn", beta_fast=one, truncate=False)) for one in RAMP_PERIODS)
+            return [replace(factors, method=f"ramp-{one}") for one, factors in ramps]
+        dim = self.critical_dims[len(self.critical_dims) // 2] if method.endswith("-rcd") else None
+        try:
+            return [self._factors(method, critical_dim=dim)]
+        except InputError:
+            if method == "yarn-rcd":
+                return []
+            raise
 
     def project(self, factors: RopeFactors) -> Individual:
         """The individual for given factors: themselves where the space holds them, else moved into it.
@@ -255,14 +270,14 @@ class SearchSpace:
 
     # Parts
 
-    def _factors(self, method: str, dim: int | None = None) -> RopeFactors:
+    def _factors(self, method: str, **options: Any) -> RopeFactors:
         return make_factors(
             method,
             rope_base=self.rope_base,
             rotary_dim=self.rotary_dim,
             original_length=self.original_length,
             target_length=self.target_length,
-            critical_dim=dim,
+            **options,
         )
 
     def _shape_of(self, vector: FloatArray, dim: int) -> Below:

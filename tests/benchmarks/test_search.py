@@ -1,4 +1,4 @@
-"""The search benchmark on a toy model: both searches run, and find the same."""
+"""The search benchmark on a toy model: all searches run, and ours find the same as a full evaluation."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -9,7 +9,7 @@ from megatron_longrope2.benchmarks import search
 from tests.search.tiny_model import TARGET, write_books, write_model
 
 
-def test_both_searches_find_the_same(tmp_path: Path) -> None:
+def test_all_searches_find_the_same(tmp_path: Path) -> None:
     books = write_books(tmp_path / "books")
     write_model(tmp_path, books)
     parser = ArgumentParser()
@@ -23,11 +23,16 @@ def test_both_searches_find_the_same(tmp_path: Path) -> None:
             ]
         )
     )
-    measured = found.measured["paper"]
-    assert measured["full"]["evaluations"] == (6 + 3) * 3
-    ours = measured["ours"]["2"]
+    ours, full = found.measured["ours"]["paper"][2], found.measured["full"]["paper"]
+    assert full["evaluations"] == (6 + 3) * 3
     assert ours["evaluations"] + ours["pruned"] == (6 + 3) * 3
     assert found.ratios["perplexity_vs_full_evaluation"] == pytest.approx(1, rel=1e-5)
-    seconds = measured["full"]["seconds"] / ours["seconds"]
+    seconds = full["seconds"] / ours["seconds"]
     assert found.ratios["speedup_vs_full_evaluation"] == pytest.approx(seconds)
     assert found.ratios["speedup_of_pruning"] == (6 + 3) * 3 / ours["evaluations"]
+    authors, as_good = found.measured["authors"], found.measured["as good as the authors'"]
+    assert authors["evaluations"] == (6 + 3) * 3
+    assert as_good["generations"] <= 2
+    assert as_good["perplexity"] <= authors["perplexity"] * (1 + 1e-5)
+    seconds = authors["seconds"] / as_good["seconds"]
+    assert found.ratios["speedup_vs_authors_search"] == pytest.approx(seconds)

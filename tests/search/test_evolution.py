@@ -119,7 +119,7 @@ def test_restored_evolution_goes_on_as_if_nothing_had_happened(stop: int, seed: 
         return abs(math.sin(sample + sum(individual.long_factor)))
 
     def new() -> Evolution:
-        return Evolution(_space("extended"), EvolutionSettings(14, 4, seed=seed))
+        return Evolution(_space("extended"), EvolutionSettings(18, 4, seed=seed))
 
     whole = _run(new(), loss)
     part = new()

@@ -12,12 +12,12 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
 from megatron_longrope2.search import gradient as gradient_module
 from megatron_longrope2.search import job as job_module
-from megatron_longrope2.search.gradient import RAMP_PERIODS, ROUNDS, learn, most_candidates_and_steps
+from megatron_longrope2.search.gradient import ROUNDS, learn, most_candidates_and_steps
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings
 from megatron_longrope2.search.learned import LearnedFactors
 from megatron_longrope2.search.learner import PATIENCE, GradientSettings
 from megatron_longrope2.search.objective import Objective, Sample
-from megatron_longrope2.search.space import SearchSpace
+from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 64, "original_length": 256, "target_length": 2048}
 WANTED = torch.tensor([1.0] * 8 + [1.5 * 1.15**i for i in range(24)], dtype=torch.float64).log()

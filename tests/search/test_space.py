@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import load_factors, make_factors, ntk_below
 from megatron_longrope2.search.individual import Below, Individual
-from megatron_longrope2.search.space import SearchSpace
+from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
 
 KINDS = st.sampled_from(("paper", "extended"))
 DIMS = st.sampled_from(("critical", "all"))
@@ -86,6 +86,8 @@ def test_extended_population_holds_every_closed_form_vector_exactly() -> None:
             method, rope_base=10000.0, rotary_dim=64, original_length=256, target_length=2048
         )
         assert (*factors.long_factor, 1.0) in keys
+    for ramp in space.closed_form("ramp"):
+        assert (*ramp.long_factor, 1.0) in keys
     assert any(one.origin == "yarn+attention" and one.attention_factor > 1.2 for one in population)
 
 
@@ -94,6 +96,8 @@ def test_extended_space_recognises_the_shape_genes() -> None:
     shapes = {one.method: space.project(one).below for one in space.baselines()}
     assert shapes["ntk"] == Below("ntk", 1.0)
     assert shapes["yarn"].kind == "ramp"
+    starts = [shapes[f"ramp-{periods}"].value for periods in RAMP_PERIODS]
+    assert starts == sorted(starts)  # fewer periods, a later dimension
     assert shapes["pi"].kind == "free"
 
 
@@ -149,7 +153,7 @@ def test_factors_of_another_extension_are_refused(tiny_space, target, method, me
 def test_too_small_a_population_is_refused() -> None:
     space = SearchSpace(10000.0, 64, 256, 2048, "extended")
     with pytest.raises(
-        InputError, match=r"population: 4 has no room for the 10 given and closed-form members"
+        InputError, match=r"population: 4 has no room for the 18 given and closed-form members"
     ):
         space.initial_population(4, 0.3, (), np.random.default_rng(0))
     with pytest.raises(InputError, match="population: 0 has no room"):
