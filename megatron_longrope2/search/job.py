@@ -18,7 +18,7 @@ from megatron_longrope2.search.learner import DifferentiableLoss, GradientSettin
 from megatron_longrope2.search.objective import Objective, ObjectiveKind, Scorer
 from megatron_longrope2.search.space import SearchDims, SearchSpace, SpaceKind
 
-STATE_FORMAT = "longrope2-search-state/1"
+STATE_FORMAT = "longrope2-search-state/2"
 
 
 @dataclass(frozen=True)
