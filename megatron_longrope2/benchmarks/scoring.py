@@ -133,8 +133,8 @@ def _race(scorer: Any, candidates: list[Any], samples: list[Any]) -> dict[str, f
     """Evaluations and seconds until the best quarter of the candidates is known exactly."""
     from megatron_longrope2.search.race import Race
 
-    places = [one.long_factor for one in candidates]
-    race = Race(places, len(samples), keep=max(1, len(candidates) // 4))
+    vectors = [one.long_factor for one in candidates]
+    race = Race(vectors, len(samples), keep=max(1, len(candidates) // 4))
     start = time.perf_counter()
     race.run(
         lambda pairs: scorer([(candidates[who], samples[which]) for who, which in pairs]), scorer.workers

@@ -82,7 +82,7 @@ def measure(args: Namespace) -> Measurement:
             },
             "full": full,
             "authors": authors,
-            "as good as the authors'": as_good,
+            "as_good_as_authors": as_good,
         },
     )
 

@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
@@ -97,11 +96,10 @@ class _Run:
     def _new_race(self) -> Race:
         parents = [one.individual.key for one in self.evolution.parents]
         return Race(
-            # Factors act by their ratios.
-            places=[np.log(one.key) for one in self.evolution.ask()],
+            vectors=[one.key for one in self.evolution.ask()],
             samples=len(self.job.objective.samples),
             keep=self.evolution.settings.keep,
-            known=list(zip(map(np.log, parents), self.parent_losses, strict=True)),
+            known=list(zip(parents, self.parent_losses, strict=True)),
             prune=self.job.settings.prune,
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
@@ -214,8 +213,8 @@ class _Run:
         """Each one's loss on the validation needles, `HOPELESS` where it is NaN or not one of the best."""
         objective, scorer = self.job.objective, self.job.scorer
         count = len(objective.samples)
-        places = [np.log([*one.long_factor, one.attention_factor.long]) for one in candidates]
-        race = Race(places, count, keep or len(candidates))
+        vectors = [(*one.long_factor, one.attention_factor.long) for one in candidates]
+        race = Race(vectors, count, keep or len(candidates))
 
         def losses(pairs: list[tuple[int, int]]) -> list[float]:
             found = scorer([(candidates[who], objective.samples[which]) for who, which in pairs])

@@ -21,15 +21,15 @@ from numpy.typing import ArrayLike
 from megatron_longrope2.rope.frequencies import FloatArray
 
 Known = tuple[ArrayLike, Sequence[float]]
-"""Where a candidate lies, [dimensions], and its loss on every sample, [samples]."""
+"""A candidate's vector, [dimensions], and its loss on every sample, [samples]."""
 
 
 class Race:
     """The evaluation of one generation.
 
     Args:
-        places: where each candidate lies, [dimensions]: those near each other are expected to have like
-            losses.
+        vectors: each candidate's, [dimensions], positive: those whose ratios are near 1 are expected to have
+            like losses.
         samples: losses that make up a score.
         keep: k, how many of the best must be known exactly.
         known: candidates that compete for the k places and are scored already (the parents).
@@ -38,7 +38,7 @@ class Race:
 
     def __init__(
         self,
-        places: Sequence[ArrayLike],
+        vectors: Sequence[ArrayLike],
         samples: int,
         keep: int,
         known: Sequence[Known] = (),
@@ -48,8 +48,8 @@ class Race:
         self.keep = keep
         self.prune = prune
         self.incumbents = [math.fsum(losses) for _, losses in known]
-        candidates = len(places)
-        self._nearness = _nearness([*places, *(place for place, _ in known)])[:candidates]
+        candidates = len(vectors)
+        self._nearness = _nearness([*vectors, *(vector for vector, _ in known)])[:candidates]
         # A row for each candidate, then for each known one. NaN: not scored.
         self._table = np.full((candidates + len(known), samples), np.nan)
         self._table[candidates:] = np.reshape([losses for _, losses in known], (-1, samples))
@@ -128,10 +128,10 @@ class Race:
         return math.fsum(row[~np.isnan(row)])
 
 
-def _nearness(places: Sequence[ArrayLike]) -> FloatArray:
-    """How much each place says of each other one, [places, places]: inverse squared distance, 0 of itself."""
-    points = np.stack([np.asarray(place, dtype=float) for place in places])
-    squared = np.square(points[:, None] - points[None]).sum(axis=-1)
-    weights = 1 / (squared + 1e-12)  # finite for a place that two have
-    np.fill_diagonal(weights, 0)
+def _nearness(vectors: Sequence[ArrayLike]) -> FloatArray:
+    """What each says of the others, [vectors, vectors]: inverse squared distance of the logarithms."""
+    logs = np.log(np.stack([np.asarray(vector, dtype=float) for vector in vectors]))
+    squared = np.square(logs[:, None] - logs[None]).sum(axis=-1)
+    weights = 1 / (squared + 1e-12)  # finite where two are the same
+    np.fill_diagonal(weights, 0)  # nothing of itself
     return weights

@@ -30,7 +30,7 @@ def test_all_searches_find_the_same(tmp_path: Path) -> None:
     seconds = full["seconds"] / ours["seconds"]
     assert found.ratios["speedup_vs_full_evaluation"] == pytest.approx(seconds)
     assert found.ratios["speedup_of_pruning"] == (6 + 3) * 3 / ours["evaluations"]
-    authors, as_good = found.measured["authors"], found.measured["as good as the authors'"]
+    authors, as_good = found.measured["authors"], found.measured["as_good_as_authors"]
     assert authors["evaluations"] == (6 + 3) * 3
     assert as_good["generations"] <= 2
     assert as_good["perplexity"] <= authors["perplexity"] * (1 + 1e-5)

@@ -2,7 +2,6 @@ import json
 import math
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,10 +30,10 @@ def _evaluate(
     candidates = evolution.ask()
     parents = [one.individual for one in evolution.parents]
     race = Race(
-        [np.log(one.key) for one in candidates],
+        [one.key for one in candidates],
         SAMPLES,
         evolution.settings.keep,
-        [(np.log(parent.key), [loss(parent, s) for s in range(SAMPLES)]) for parent in parents],
+        [(parent.key, [loss(parent, s) for s in range(SAMPLES)]) for parent in parents],
         prune=prune,
     )
     order = random.Random(shuffle)

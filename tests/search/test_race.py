@@ -24,11 +24,11 @@ LOSSES = st.integers(1, 12).flatmap(
 
 def _line(candidates: int) -> list[list[float]]:
     """Candidates one after the other on a line."""
-    return [[float(c)] for c in range(candidates)]
+    return [[1.0 + c] for c in range(candidates)]
 
 
-def _run(losses: list[list[float]], keep: int, workers: int, places=None, **options) -> Race:
-    race = Race(places or _line(len(losses)), len(losses[0]), keep, **options)
+def _run(losses: list[list[float]], keep: int, workers: int, vectors=None, **options) -> Race:
+    race = Race(vectors or _line(len(losses)), len(losses[0]), keep, **options)
     while jobs := race.jobs(workers):
         assert len(set(jobs)) == len(jobs) <= workers
         for candidate, sample in jobs:
@@ -53,11 +53,13 @@ def _best(scores: list[float], keep: int, incumbents: list[float]) -> list[tuple
 )
 def test_pruning_changes_nothing_among_the_best(losses, keep, workers, parents, rnd) -> None:
     """Survivors, scores to the last bit and ties: as in a full evaluation, for any worker count and order."""
-    places = [[rnd.random(), rnd.random()] for _ in losses]
-    known = [([rnd.random(), rnd.random()], [1e6 * rnd.random() for _ in losses[0]]) for _ in range(parents)]
+    vectors = [[1 + rnd.random(), 1 + rnd.random()] for _ in losses]
+    # Parents with the losses of candidates, so that scores are equal.
+    finite = [row for row in losses[:parents] if all(map(math.isfinite, row))]
+    known = [([1 + rnd.random(), 1 + rnd.random()], row) for row in finite]
     incumbents = [math.fsum(row) for _, row in known]
-    full = _run(losses, keep, 1, places, known=known, prune=False).scores()
-    pruned = _run(losses, keep, workers, places, known=known)
+    full = _run(losses, keep, 1, vectors, known=known, prune=False).scores()
+    pruned = _run(losses, keep, workers, vectors, known=known)
     assert _best(pruned.scores(), keep, incumbents) == _best(full, keep, incumbents)
     exact = [math.fsum(row) if all(map(math.isfinite, row)) else math.inf for row in losses]
     assert full == exact
@@ -67,7 +69,7 @@ def test_sums_do_not_depend_on_the_order() -> None:
     values = [0.1, 1e16, 0.2, 3.0, 1e-9]
     totals = set()
     for order in itertools.permutations(range(5)):
-        race = Race([[0.0]], 5, 1)
+        race = Race([[1.0]], 5, 1)
         for sample in order:
             race.record(0, sample, values[sample])
         totals.add(race.scores()[0])
@@ -78,7 +80,7 @@ def test_hard_samples_first_saves_work() -> None:
     rnd = random.Random(0)
     hardness = [0.01] * 8 + [1.0, 2.0]
     losses = [[h * (0.5 + rnd.random()) * (1 + 0.2 * c) for h in hardness] for c in range(32)]
-    parents = [([-1.0], hardness)]
+    parents = [([0.5], hardness)]
     blind = _run(losses, 8, 1).evaluations
     informed = _run(losses, 8, 1, known=parents).evaluations
     assert informed < 150 < 320
@@ -86,15 +88,18 @@ def test_hard_samples_first_saves_work() -> None:
 
 
 def test_each_candidate_meets_first_what_its_neighbours_failed() -> None:
-    race = Race([[0.9], [5.2]], 3, 1, known=[([1.0], [0.1, 4.0, 0.2]), ([5.0], [3.0, 0.1, 0.2])])
+    near, far = math.exp(1.0), math.exp(5.0)
+    known = [([near], [0.1, 4.0, 0.2]), ([far], [3.0, 0.1, 0.2])]
+    race = Race([[near * math.exp(-0.1)], [far * math.exp(0.2)]], 3, 1, known)
     assert race.jobs(2) == [(0, 1), (1, 0)]
-    race.record(0, 1, 0.0)  # what a candidate has shown counts for its neighbours
-    assert Race([[0.9]], 3, 1, known=[([1.0], [0.1, 4.0, 0.2])]).expected(0).tolist() == [0.1, 4.0, 0.2]
-    assert race.expected(1)[1] < 0.1 + 4.0 / 2
+    race.record(0, 1, 1.0)  # what a candidate has shown counts for the others
+    weights = [4.2**-2, 0.2**-2, 4.3**-2]
+    mean = np.average([4.0, 0.1, 1.0], weights=weights)
+    assert race.expected(1)[1] == pytest.approx(mean, rel=1e-9)
 
 
 def test_a_loss_that_is_not_finite_tells_nothing_of_the_others() -> None:
-    race = Race([[0.0], [0.0], [1.0]], 2, 1)
+    race = Race([[1.0], [1.0], [2.0]], 2, 1)
     race.record(0, 1, math.inf)
     race.record(2, 1, 5.0)
     assert race.expected(1).tolist() == [0.0, 5.0]
