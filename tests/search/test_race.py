@@ -117,8 +117,9 @@ def test_no_candidate_advances_past_the_final_threshold() -> None:
 
 
 def test_equal_scores_are_never_dropped() -> None:
-    race = _run([[1.0, 2.0], [2.0, 1.0]], 1, 1, known=[([9.0], [1.5, 1.5])])
-    assert race.scores() == [3.0, 3.0]
+    """Nor a candidate that reaches the k-th best score before its last sample, which may add nothing."""
+    race = _run([[1.0, 2.0], [2.0, 1.0], [3.0, 0.0]], 1, 1, known=[([9.0], [1.5, 1.5])])
+    assert race.scores() == [3.0, 3.0, 3.0]
 
 
 def test_failed_candidates_are_counted_and_infinitely_bad() -> None:
