@@ -31,6 +31,8 @@ setup(
         "torch>=2.11",
         "numpy",
         "packaging",
+        "cyclopts>=5",
+        "tabulate",
         "safetensors",
         "transformers>=5",
         "tokenizers",
@@ -47,18 +49,5 @@ setup(
         "eval": ["lm-eval>=0.4.9", "wonderwords"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },
-    entry_points={
-        "console_scripts": [
-            "longrope2-factors = megatron_longrope2.tools.rescale_rope:main",
-            "longrope2-import = megatron_longrope2.tools.convert_hf_to_megatron:main",
-            "longrope2-export = megatron_longrope2.tools.convert_megatron_to_hf:main",
-            "longrope2-verify = megatron_longrope2.tools.verify_checkpoint:main",
-            "longrope2-preprocess = megatron_longrope2.tools.preprocess_data:main",
-            "longrope2-needles = megatron_longrope2.tools.make_needles:main",
-            "longrope2-search = megatron_longrope2.tools.search_factors:main",
-            "longrope2-evaluate = megatron_longrope2.tools.evaluate:main",
-            "longrope2-plan = megatron_longrope2.tools.plan:main",
-            "longrope2-benchmark = megatron_longrope2.tools.benchmark:main",
-        ]
-    },
+    entry_points={"console_scripts": ["longrope2 = megatron_longrope2.cli:main"]},
 )

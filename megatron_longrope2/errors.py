@@ -10,7 +10,7 @@ OTHERS_WAIT = 30.0
 
 
 class InputError(Exception):
-    """Bad input: one line that names the file, the field and the mend."""
+    """Bad input: one line that names the file, the field and the fix."""
 
 
 def run_main(main: Callable[[], None]) -> None:

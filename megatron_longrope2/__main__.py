@@ -1,0 +1,6 @@
+"""`python -m megatron_longrope2 VERB`."""
+
+from megatron_longrope2.cli import main
+
+if __name__ == "__main__":
+    main()

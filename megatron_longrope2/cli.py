@@ -1,0 +1,69 @@
+"""`longrope2 VERB`, which is also `python -m megatron_longrope2 VERB`: what torchrun and srun start.
+
+Each verb is a function in `tools/`, imported when it is called. Its options are its keyword arguments and the fields
+of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
+"""
+
+from typing import Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from megatron_longrope2 import __doc__, __version__
+from megatron_longrope2.errors import InputError, run_main
+
+VERBS = {
+    "Prepare": {
+        "import": "Convert a Hugging Face model folder to a Megatron checkpoint.",
+        "preprocess": "Turn text into tokens, sorted by document length.",
+        "needles": "Write needle samples as training documents.",
+    },
+    "Extend": {
+        "factors": "Make, show, compare, check and convert rescaling factors.",
+        "search": "Search the rescaling factors of a model.",
+        "plan": "List the parallel layouts that fit into GPU memory, and estimate their time.",
+        "train": "Train with mixed context windows on Megatron's own loop.",
+    },
+    "Deliver": {
+        "export": "Convert a Megatron checkpoint to a Hugging Face model folder.",
+        "verify": "Compare two checkpoints: tensors, RoPE, and the logits that they compute.",
+        "evaluate": "Measure needles, perplexity and lm-evaluation-harness tasks; write reports.",
+    },
+    "All of it on Slurm": {
+        "submit": "Submit the whole pipeline as a chain of Slurm jobs.",
+        "status": "Show where a chain of Slurm jobs is.",
+    },
+}
+"""The verbs as `--help` groups them, in the order in which the pipeline runs."""
+
+
+def longrope2() -> App:
+    """The command line, which raises what goes wrong."""
+    app = App(
+        name="longrope2",
+        help=f"{__doc__}\n\n`longrope2 VERB --help` lists the options of a verb.",
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=Parameter(consume_multiple=True, negative=()),
+        result_action="return_value",
+    )
+    app["--help"].group = app["--version"].group = Group("Options", sort_key=len(VERBS))
+    for place, (title, verbs) in enumerate(VERBS.items()):
+        group = Group(title, sort_key=place)
+        for number, (verb, what) in enumerate(verbs.items()):
+            options: dict[str, Any] = {"name": verb, "help": what, "group": group, "sort_key": number}
+            if verb == "train":  # its options, and their help, are Megatron's
+                options |= {"help_flags": [], "version_flags": []}
+            app.command(f"megatron_longrope2.tools.{verb}:main", **options)
+    return app
+
+
+def main() -> None:
+    """Run `sys.argv`; bad input ends it with one line on stderr and exit status 2."""
+    run_main(_main)
+
+
+def _main() -> None:
+    try:
+        longrope2()(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise InputError(f"{str(error).strip()} See `longrope2 --help`.") from error
