@@ -1,7 +1,7 @@
 """`longrope2 VERB`, which is also `python -m megatron_longrope2 VERB`: what torchrun and srun start.
 
-Each verb is a function in `tools/`, imported when it is called. Its options are its keyword arguments and the fields
-of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
+Each verb is a function in `tools/`, imported when it is called. Its options are its keyword arguments and the
+fields of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
 """
 
 from typing import Any

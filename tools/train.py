@@ -1,4 +1,4 @@
-"""Train with mixed context windows; under torchrun or srun. The options are Megatron's and ours beside them."""
+"""Train with mixed context windows, under torchrun or srun; the options are Megatron's and ours."""
 
 import sys
 from typing import Annotated
