@@ -9,7 +9,7 @@ Rows = Sequence[Sequence[Any]]
 
 
 def text_table(header: Sequence[str], rows: Rows, left: int = 1) -> str:
-    """Aligned columns for a terminal, cells as they are; the first `left` are flush left, the others right."""
+    """Aligned columns for a terminal, cells as they are; the first `left` flush left, the others right."""
     align = ["left"] * left + ["right"] * (len(header) - left)
     cells = [[str(cell) for cell in row] for row in rows]
     return tabulate(
