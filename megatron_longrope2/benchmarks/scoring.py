@@ -121,7 +121,7 @@ def _samples(vocab_size: int, length: int, count: int) -> list[Any]:
     """Random tokens of which the last few are scored."""
     import torch
 
-    from megatron_longrope2.search.objective import Sample
+    from megatron_longrope2.scoring.samples import Sample
 
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(length) >= length - ANSWER

@@ -20,7 +20,7 @@ from megatron_longrope2.evaluation.perplexity import (
 )
 from megatron_longrope2.evaluation.ruler import BOOK_TASKS, TASKS, check_tokenizer, evaluate_ruler
 from megatron_longrope2.evaluation.subject import Subject
-from megatron_longrope2.search.objective import document_samples
+from megatron_longrope2.scoring.samples import document_samples
 
 
 @dataclass(frozen=True)

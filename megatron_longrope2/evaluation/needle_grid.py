@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.scorers import Scorer
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import (
     Estimate,
     exponential_interval,
@@ -165,7 +165,7 @@ def measure_needles(
     if not places:
         raise InputError("needles: no length, depth or repetition; give at least one of each")
     samples = [Sample.from_needle(sampler.sample(index, length, depth)) for length, depth, index in places]
-    scores = scorer(samples, description)
+    scores = scorer(samples, description=description)
     return NeedleGrid(
         tuple(
             NeedleScore(length, depth, index, float(s.nll.sum()), len(s.nll), int(s.correct.sum()))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.scorers import Scorer
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
 
 STRIDE = 256
@@ -68,10 +68,10 @@ def text_perplexity(scorer: Scorer, texts: Sequence[Sample], description: str = 
     applies.
 
     Args:
-        texts: for example `search.objective.document_samples(tokenizer, books, count, length, seed)`.
+        texts: for example `scoring.samples.document_samples(tokenizer, books, count, length, seed)`.
         description: of the progress bar; none is shown if empty.
     """
-    scores = scorer(texts, description)
+    scores = scorer(texts, description=description)
     return Perplexity(
         tuple(float(score.nll.double().sum()) for score in scores), tuple(len(score.nll) for score in scores)
     )
@@ -90,7 +90,7 @@ def position_perplexity(
     Returns:
         A perplexity for each bucket (start, end); one that no text reaches is left out.
     """
-    scores = scorer(texts, description)
+    scores = scorer(texts, description=description)
     result = {}
     for start, end in pairwise(edges):
         parts = []
@@ -153,7 +153,7 @@ def sliding_perplexity(
         raise InputError(
             f"documents: the longest has {longest} tokens, a window needs {window}; give longer ones"
         )
-    scores = scorer(samples, description)
+    scores = scorer(samples, description=description)
     texts = sorted(set(owners))
     sums, counts = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0)
     for owner, score in zip(owners, scores, strict=True):

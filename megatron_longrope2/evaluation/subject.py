@@ -15,9 +15,10 @@ from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.prompts import check_prompts
 from megatron_longrope2.evaluation.ruler.run import Generate
-from megatron_longrope2.evaluation.scorers import HFScorer, Scorer
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.hf import read_hf_config
+from megatron_longrope2.scoring.hugging_face import HFScorer
+from megatron_longrope2.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,8 @@ def open_megatron(
     """
     device.install()
     from megatron_longrope2.evaluation.generation import generate
-    from megatron_longrope2.evaluation.megatron_scorer import MegatronScorer
     from megatron_longrope2.model.loading import load_model, unload_model
+    from megatron_longrope2.scoring.megatron import MegatronScorer
 
     unload_model()
     model = load_model(

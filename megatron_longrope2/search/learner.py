@@ -9,8 +9,8 @@ import torch
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import METHODS, RopeFactors
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.search.learned import LearnedFactors
-from megatron_longrope2.search.objective import Sample
 
 ATTENTION_RATE = 0.2
 """Learning rate of the attention factor's logarithm, as a share of the factors'."""

@@ -12,9 +12,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_longrope2.model.loading import LoadedModel
-from megatron_longrope2.search.last_layer import can_restrict, only_rows
+from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.search.learned import LearnedFactors
-from megatron_longrope2.search.objective import Sample
 from megatron_longrope2.search.scoring import local_sample, stage_output
 
 LARGEST_LOSS = 8.0

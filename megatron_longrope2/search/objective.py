@@ -6,45 +6,16 @@ the two.
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
-
-from megatron_longrope2.data.books import Book
 from megatron_longrope2.data.needles import NeedleSample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.samples import Sample
 
 ObjectiveKind = Literal["needle", "document", "mix"]
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A text and the tokens in it that are scored.
-
-    Attributes:
-        tokens: int64 [T].
-        mask: bool [T]; True where the token itself is scored, as predicted from those before it. The first
-            token has none before it and is never scored.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-
-    @classmethod
-    def from_needle(cls, needle: NeedleSample) -> "Sample":
-        """A needle sample, of which the answer is scored."""
-        return cls(needle.tokens, needle.answer_mask)
-
-    @property
-    def scored(self) -> int:
-        """Number of scored tokens."""
-        return int(self.mask[1:].sum())
 
 
 class Scorer(Protocol):
@@ -101,31 +72,3 @@ def make_objective(
         samples += chosen
         weights += [part_share / sum(sample.scored for sample in chosen)] * len(chosen)
     return Objective(tuple(samples), tuple(weights))
-
-
-def document_samples(
-    tokenizer: PreTrainedTokenizerFast, books: Sequence[Book], count: int, length: int, seed: int
-) -> list[Sample]:
-    """Stretches of `length` tokens of the books, every token scored; the books take turns.
-
-    Raises:
-        InputError: no book is long enough.
-    """
-    bos = tokenizer.bos_token_id
-    head = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-    room = length - len(head)
-    encoded = [tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"] for book in books]
-    enough = [ids for ids in encoded if len(ids) >= room]
-    if not enough:
-        longest = max(map(len, encoded), default=0)
-        raise InputError(f"books: the longest has {longest} tokens, {room} are needed; add longer ones")
-    order = random.Random(f"documents/{seed}").sample(enough, len(enough))
-    samples = []
-    for index in range(count):
-        ids = order[index % len(order)]
-        start = random.Random(f"document/{seed}/{index}").randint(0, len(ids) - room)
-        tokens = torch.tensor(head + ids[start : start + room], dtype=torch.int64)
-        mask = torch.ones(length, dtype=torch.bool)
-        mask[0] = False
-        samples.append(Sample(tokens, mask))
-    return samples

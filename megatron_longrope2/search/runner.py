@@ -14,13 +14,14 @@ from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
+from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.search.evolve import evolve
 from megatron_longrope2.search.gradient import learn, most_candidates_and_steps
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, score_samples
 from megatron_longrope2.search.job import Job, Outcome, SearchSettings, objective_digest, on_main
 from megatron_longrope2.search.learned import LearnedFactors
 from megatron_longrope2.search.model_loss import ModelLoss
-from megatron_longrope2.search.objective import Objective, Sample, document_samples, make_objective
+from megatron_longrope2.search.objective import Objective, make_objective
 from megatron_longrope2.search.report import write_results
 from megatron_longrope2.search.scoring import ModelScorer
 from megatron_longrope2.search.space import SearchSpace

@@ -23,8 +23,8 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.context_parallel import local_token_indices
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.last_layer import can_restrict, only_rows
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
+from megatron_longrope2.scoring.samples import Sample
 
 LOGIT_ROWS = 1024
 """Positions whose logits exist at once: [LOGIT_ROWS, vocabulary / tensor parallel size]."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_longrope2.tools import convert_hf_to_megatron, convert_megatron_to_hf
 from safetensors.torch import load_file, save_file
 
 from megatron_longrope2.checkpoint import hf_files
@@ -22,6 +21,7 @@ from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.tools import convert_hf_to_megatron, convert_megatron_to_hf
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, rope_changes, save_model
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron_longrope2.tools import verify_checkpoint
 from safetensors.torch import load_file, save_file
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.tools import verify_checkpoint
 from tests.checkpoint.test_parity import run_child
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, save_model

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from megatron_longrope2.tools import preprocess_data
 
 from megatron_longrope2.data.mix import (
     Mix,
@@ -18,6 +17,7 @@ from megatron_longrope2.data.mix import (
 from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset
 from megatron_longrope2.data.preprocess import PreprocessConfig
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.tools import preprocess_data
 
 GOOD = """
 long_buckets: [1000, 100000]

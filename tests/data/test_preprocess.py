@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from megatron_longrope2.tools import preprocess_data
 
 from megatron_longrope2.data import preprocess as module
 from megatron_longrope2.data.encoder import load_encoder
@@ -16,6 +15,7 @@ from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
 from megatron_longrope2.data.shards import Recipe, Shard, cut
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.tools import preprocess_data
 
 SHORT = 128
 

@@ -10,8 +10,8 @@ from megatron_longrope2.data.books import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.evaluation.needle_grid import measure_needles
 from megatron_longrope2.evaluation.perplexity import position_perplexity, sliding_perplexity, text_perplexity
-from megatron_longrope2.evaluation.scorers import Scorer
-from megatron_longrope2.search.objective import document_samples
+from megatron_longrope2.scoring.samples import document_samples
+from megatron_longrope2.scoring.scorer import Scorer
 from tests.evaluation.tiny_llama import ORIGINAL, TARGET
 
 

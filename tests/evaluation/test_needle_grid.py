@@ -17,8 +17,8 @@ from megatron_longrope2.evaluation.needle_grid import (
     compare_needles,
     measure_needles,
 )
-from megatron_longrope2.evaluation.scorers import TokenScores
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import TokenScores
 from tests.evaluation.tiny_llama import write_books, write_tokenizer
 
 

@@ -14,8 +14,8 @@ from megatron_longrope2.evaluation.perplexity import (
     sliding_perplexity,
     text_perplexity,
 )
-from megatron_longrope2.evaluation.scorers import TokenScores
-from megatron_longrope2.search.objective import Sample
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import TokenScores
 
 
 class Recorder:

@@ -13,9 +13,9 @@ import torch
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import Sampling, generate
-from megatron_longrope2.evaluation.megatron_scorer import MegatronScorer
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import make_factors
+from megatron_longrope2.scoring.megatron import MegatronScorer
 from tests.evaluation.measure import measure_all
 from tests.evaluation.tiny_llama import factors, prompts
 

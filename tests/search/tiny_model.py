@@ -11,7 +11,7 @@ from megatron_longrope2.data.books import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.rope import RopeFactors, make_factors
-from megatron_longrope2.search.objective import Sample, document_samples
+from megatron_longrope2.scoring.samples import Sample, document_samples
 
 ORIGINAL, TARGET = 64, 256
 WORDS = ["the", "and", "of", "that", "to", "in", "he", "shall", "unto", "for", "lord", "his", "them", "is"]

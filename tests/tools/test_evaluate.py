@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from lm_eval.tasks import TaskManager
-from megatron_longrope2.tools.evaluate import main
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.evaluation.records import read_records
 from megatron_longrope2.rope import make_factors
+from megatron_longrope2.tools.evaluate import main
 from tests.distributed.launch import ROOT
 from tests.evaluation.tiny_llama import write_model
 

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from megatron_longrope2.tools.make_needles import main
 
 from megatron_longrope2.data.needles import load_needles
 from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.tools.make_needles import main
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"
 

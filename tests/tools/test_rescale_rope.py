@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_longrope2.tools.rescale_rope import main
 
 from megatron_longrope2.rope import load_factors, make_factors
+from megatron_longrope2.tools.rescale_rope import main
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_longrope2.evaluation.scorers import HFScorer
+from megatron_longrope2.scoring.hugging_face import HFScorer
 from tests.evaluation.measure import measure_all
 
 

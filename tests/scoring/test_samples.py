@@ -1,12 +1,11 @@
-import math
+"""Samples: stretches of books, and what of them is scored."""
 
 import pytest
 import torch
 
 from megatron_longrope2.data.books import Book
-from megatron_longrope2.data.needles import NeedleSample
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.search.objective import Sample, document_samples, make_objective
+from megatron_longrope2.scoring.samples import Sample, document_samples
 
 
 class _Letters:
@@ -18,28 +17,7 @@ class _Letters:
         return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
 
 
-def _needle(length: int, answer: int) -> NeedleSample:
-    mask = torch.zeros(length, dtype=torch.bool)
-    mask[-answer:] = True
-    return NeedleSample(torch.arange(length), mask, "key", "value", 0.0, "book")
-
-
 BOOKS = [Book("short", "ab"), Book("long", "abcdefghij" * 3), Book("other", "klmnopqrst" * 2)]
-
-
-def test_exp_of_a_score_is_the_perplexity_of_the_answer_tokens() -> None:
-    objective = make_objective("needle", [_needle(20, 7), _needle(20, 3)], [])
-    nll = [7 * math.log(2), 3 * math.log(2)]
-    score = sum(w * loss for w, loss in zip(objective.weights, nll, strict=True))
-    assert math.exp(score) == pytest.approx(2)
-
-
-def test_mix_weighs_kinds_by_share_not_by_tokens() -> None:
-    documents = document_samples(_Letters(), BOOKS, 2, 16, 0)
-    objective = make_objective("mix", [_needle(16, 4)], documents, document_weight=0.25)
-    nll = [4 * 2.0, 15 * 6.0, 15 * 6.0]  # 2 nats a needle token, 6 a document token
-    score = sum(w * loss for w, loss in zip(objective.weights, nll, strict=True))
-    assert score == pytest.approx(0.75 * 2 + 0.25 * 6)
 
 
 def test_documents_are_stretches_of_books_with_one_bos() -> None:
@@ -63,10 +41,3 @@ def test_the_first_token_is_never_scored() -> None:
 def test_books_too_short_are_refused() -> None:
     with pytest.raises(InputError, match="the longest has 30 tokens, 99 are needed"):
         document_samples(_Letters(), BOOKS, 1, 100, 0)
-
-
-def test_no_samples_and_a_wrong_share_are_refused() -> None:
-    with pytest.raises(InputError, match="samples: there are none for 'needle'"):
-        make_objective("needle", [], [])
-    with pytest.raises(InputError, match=r"document_weight: 1.0 is not between 0 and 1"):
-        make_objective("mix", [_needle(8, 2)], [], document_weight=1.0)

@@ -1,0 +1,121 @@
+"""The scorer of a Megatron model, in any parallel layout."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import mpu
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+from tqdm import tqdm
+
+from megatron_longrope2.model.loading import LoadedModel
+from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.forward import LocalSample, local_sample, nll_of_logits, stage_output
+from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import TokenScores
+
+
+class MegatronScorer:
+    """The `Scorer` of a Megatron model under tensor, pipeline, context and data parallelism.
+
+    Samples are dealt to the data-parallel groups in turn; a group sends its samples through its pipeline as
+    micro-batches.
+
+    Args:
+        model: from `load_model`; `model.set_factors` between two calls changes its own factors.
+        restrict_last_layer: let the last layer work for the scored tokens only, where that is exact (see
+            `last_layer`); False for comparison.
+    """
+
+    def __init__(self, model: LoadedModel, restrict_last_layer: bool = True) -> None:
+        self.model = model
+        self.restrict = restrict_last_layer
+        self.vocab_size = int(model.args.vocab_size)
+
+    @property
+    def workers(self) -> int:
+        """One sample a data-parallel group and pipeline stage."""
+        return mpu.get_data_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        samples: Sequence[Sample],
+        factors: Sequence[RopeFactors] | None = None,
+        description: str = "",
+    ) -> list[TokenScores]:
+        """See `Scorer`."""
+        sizes = [sample.scored for sample in samples]
+        starts = [0, *accumulate(sizes)]
+        # Every rank adds what it knows; a token is known to one rank of each group of replicas.
+        totals = torch.zeros(starts[-1], 2, device=torch.device(torch.cuda.current_device()))
+        groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
+        # A pipeline's messages have one shape: lengths come one after the other.
+        mine = sorted(range(group, len(samples), groups), key=lambda index: len(samples[index].tokens))
+        reports = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
+        with tqdm(total=len(mine), desc=description, unit="sample", disable=not _shows(description)) as bar:
+            for length, same in groupby(mine, key=lambda index: len(samples[index].tokens)):
+                numbers = list(same)
+                local = [local_sample(samples[index]) for index in numbers]
+                own = None if factors is None else [factors[index] for index in numbers]
+                outputs = self._run(local, own, length, bar)
+                if reports:
+                    for index, part, scores in zip(numbers, local, outputs, strict=True):
+                        totals[starts[index] + part.numbers] = scores
+        dist.all_reduce(totals)
+        nll, correct = totals.cpu().unbind(1)
+        return [TokenScores(n, c > 0.5) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]
+
+    def _run(
+        self, samples: list[LocalSample], factors: list[RopeFactors] | None, length: int, bar: tqdm
+    ) -> list[Tensor]:
+        """On the last stage, scores [n, 2] of the scored tokens that this rank holds; elsewhere nothing."""
+        remaining = iter(range(len(samples)))
+
+        def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
+            number = next(remaining)
+            bar.update()
+            if factors is not None and chunk.rotary_pos_emb.factors is not factors[number]:
+                chunk.rotary_pos_emb.set_factors(factors[number])
+            output = self._score(chunk, samples[number])
+            return output, lambda scores, non_loss_data: scores  # noqa: ARG005 - upstream's signature
+
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=None,
+            model=self.model.chunks,
+            num_microbatches=len(samples),
+            seq_length=length,
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+
+    def _score(self, chunk: GPTModel, local: LocalSample) -> Tensor:
+        restricted = self.restrict and can_restrict(chunk, len(local.rows))
+        with only_rows(chunk, local.rows) if restricted else nullcontext():
+            return stage_output(
+                chunk, local, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
+            )
+
+
+def _shows(description: str) -> bool:
+    return bool(description) and dist.get_rank() == 0
+
+
+def _nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Float32 [n, 2]; see `forward.OfLogits`."""
+    first = mpu.get_tensor_model_parallel_rank() * logits.shape[1]
+    own = (labels >= first) & (labels < first + logits.shape[1])
+    at_label = logits.gather(1, torch.where(own, labels - first, 0)[:, None])[:, 0]
+    highest = torch.stack([logits.max(1).values, at_label.masked_fill(~own, -torch.inf)])
+    if mpu.get_tensor_model_parallel_world_size() > 1:
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=mpu.get_tensor_model_parallel_group())
+    correct = highest[1] >= highest[0]
+    return torch.stack([nll_of_logits(logits, labels), correct.float()], dim=1)
