@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.model.dims import ModelDims
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROPE_BASE = 10000.0
 
 
-def start_megatron(shape: ModelShape, length: int, *, bf16: bool) -> Namespace:
+def start_megatron(shape: ModelDims, length: int, *, bf16: bool) -> Namespace:
     """Initialise Megatron for models of this shape, once a process; its arguments, with NTK factors.
 
     Args:
@@ -48,7 +48,7 @@ def start_megatron(shape: ModelShape, length: int, *, bf16: bool) -> Namespace:
     return args
 
 
-def _arguments(shape: ModelShape, length: int, bf16: bool) -> list[str]:
+def _arguments(shape: ModelDims, length: int, bf16: bool) -> list[str]:
     # Fused accumulation writes into the buffers of Megatron's data parallelism; these models have none.
     grouped = shape.num_query_groups != shape.num_attention_heads
     return f"""
@@ -109,7 +109,7 @@ def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     return block
 
 
-def hf_model(model: Any, shape: ModelShape, factors: "RopeFactors") -> Any:
+def hf_model(model: Any, shape: ModelDims, factors: "RopeFactors") -> Any:
     """The same weights as a transformers Llama, with the RoPE of both windows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -137,22 +137,19 @@ def hf_model(model: Any, shape: ModelShape, factors: "RopeFactors") -> Any:
     return made.train()
 
 
-def hf_weights(
-    model: Any, shape: ModelShape, state: "dict[str, Tensor] | None" = None
-) -> "dict[str, Tensor]":
+def hf_weights(model: Any, shape: ModelDims, state: "dict[str, Tensor] | None" = None) -> "dict[str, Tensor]":
     """A Megatron model's weights under the names of transformers' Llama, through the converters' table.
 
     Args:
         state: something else of each parameter, such as its gradient; None: the weights.
     """
     from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-    from megatron_longrope2.checkpoint.mapping import LAYERS, ModelDims
+    from megatron_longrope2.checkpoint.mapping import LAYERS
 
     state = model.state_dict() if state is None else state
     saved = {checkpoint_name(model, name): value for name, value in state.items()}
     padded = len(saved["embedding.word_embeddings.weight"])
-    sizes = {name: getattr(shape, name) for name in ModelDims.__dataclass_fields__ if hasattr(shape, name)}
-    dims = ModelDims(**sizes, padded_vocab_size=padded)
+    dims = shape.padded(padded)
     weights: dict[str, Tensor] = {}
     for mapping in ARCHITECTURES["llama"].mappings(tied=shape.tied, biased=False):
         for layer in range(shape.num_layers if mapping.in_layers else 1):

@@ -50,7 +50,7 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
     layers = max(1, round((gigabytes - _EMBEDDINGS_GB) / _LAYER_GB))
     (folder / "config.json").write_text(json.dumps(_CONFIG | {"num_hidden_layers": layers}))
     config = HFConfig.read(folder)
-    dims = config.dims(padded_vocab_size=32000)
+    dims = config.dims()
     specs = [
         TensorSpec(name, shape, torch.bfloat16)
         for mapping in config.mappings()

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_longrope2.benchmarks import Measurement, alternate
 from megatron_longrope2.files import write_text
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.model.dims import ModelDims
 
 MEMORY_SHARE = 0.9
 """Of the GPU's memory, that a plan may fill."""
@@ -67,7 +67,7 @@ def measure(args: Namespace) -> Measurement:
     from megatron_longrope2.model.arguments import factors_of
     from megatron_longrope2.planning.model import load_shape
 
-    shape = replace(load_shape(args.model), vocab_size=args.vocab_size).padded(1)
+    shape = replace(load_shape(args.model), vocab_size=args.vocab_size).padded(128)
     memory = MEMORY_SHARE * torch.cuda.mem_get_info()[1] if device.has_gpu() else float("inf")
     longest = max(args.lengths)
     layers = args.num_layers or fitting_layers(shape, longest, memory)
@@ -108,7 +108,7 @@ def label(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
-def model_operations(shape: ModelShape, lengths: list[int]) -> float:
+def model_operations(shape: ModelDims, lengths: list[int]) -> float:
     """Operations that a step on documents of these lengths needs, recomputation not counted."""
     from megatron_longrope2.planning.speed import attention_operations, linear_operations
 
@@ -116,7 +116,7 @@ def model_operations(shape: ModelShape, lengths: list[int]) -> float:
     return linear_operations(shape, sum(lengths)) + attention_operations(shape, squared)
 
 
-def fits(shape: ModelShape, length: int, memory: float, *, recompute: bool) -> bool:
+def fits(shape: ModelDims, length: int, memory: float, *, recompute: bool) -> bool:
     """Whether training segments of `length` tokens with Adam takes at most `memory` bytes of one GPU."""
     from megatron_longrope2.planning.layout import Layout
     from megatron_longrope2.planning.memory import peak_memory
@@ -125,7 +125,7 @@ def fits(shape: ModelShape, length: int, memory: float, *, recompute: bool) -> b
     return peak_memory(shape, layout, length, 1).total <= memory
 
 
-def fitting_layers(shape: ModelShape, length: int, memory: float) -> int:
+def fitting_layers(shape: ModelDims, length: int, memory: float) -> int:
     """As many of the shape's layers as fit when all are recomputed, at least one."""
     numbers = range(shape.num_layers, 1, -1)
     fitting = (n for n in numbers if fits(replace(shape, num_layers=n), length, memory, recompute=True))
@@ -148,7 +148,7 @@ def matmul_rate(size: int, products: int = 10, rounds: int = 5) -> float:
 
 
 def _measure_case(
-    models: dict[str, Any], shape: ModelShape, lengths: list[int], memory: float, repeats: int
+    models: dict[str, Any], shape: ModelDims, lengths: list[int], memory: float, repeats: int
 ) -> dict[str, Any]:
     """Losses, peak memory and seconds of every model on one pack."""
     from megatron_longrope2.benchmarks import _models

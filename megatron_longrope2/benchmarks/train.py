@@ -30,11 +30,11 @@ def measure(args: Namespace) -> Measurement:
 
     device.install()
     from megatron_longrope2.benchmarks import _models
-    from megatron_longrope2.planning.model import ModelShape
+    from megatron_longrope2.model.dims import ModelDims
 
     length, original = args.length, args.original_length
     heads = args.hidden_size // 64
-    shape = ModelShape(
+    shape = ModelDims(
         name="benchmark",
         num_layers=args.num_layers,
         hidden_size=args.hidden_size,

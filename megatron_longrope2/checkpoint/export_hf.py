@@ -13,10 +13,11 @@ from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, i
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
 from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
 from megatron_longrope2.checkpoint.hf_folder import write_side_files
-from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
+from megatron_longrope2.checkpoint.mapping import Mapping
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors
 
 
@@ -147,7 +148,7 @@ def open_checkpoint(
     tensors = MegatronTensors(load_dir)
     config = _base_config(tensors, base_dir)
     check_args(config, tensors.args, str(tensors.folder))
-    dims = config.dims(padded_vocab_size=_padded_vocab_size(tensors, config))
+    dims = config.dims().padded(_padded_vocab_size(tensors, config))
     _check_stacks(config, tensors, dims)
     return MegatronSource(config, tensors, dims, _export_factors(config, tensors, rope_factors))
 

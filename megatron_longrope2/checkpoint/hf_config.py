@@ -11,9 +11,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
-from megatron_longrope2.checkpoint.mapping import Mapping, ModelDims
+from megatron_longrope2.checkpoint.mapping import Mapping
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors, load_factors
 from megatron_longrope2.rope.hf import HfRope, factors_from_hf, merge_into_hf, read_hf_rope
 
@@ -101,10 +102,22 @@ class HFConfig:
         """The table's rows that this model uses."""
         return self.architecture.mappings(tied=self.tied, biased=self.biased)
 
-    def dims(self, padded_vocab_size: int) -> ModelDims:
-        """The model's sizes."""
-        sizes = {name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS}
-        return ModelDims(**sizes, kv_channels=self.rope.head_dim, padded_vocab_size=padded_vocab_size)
+    def dims(self) -> ModelDims:
+        """The model's sizes; its vocabulary is not padded.
+
+        Raises:
+            InputError: a rope type that is not known, or a broken one.
+        """
+        factors = self.factors()
+        return ModelDims(
+            **{name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS},
+            name=self.path.parent.name,
+            kv_channels=self.rope.head_dim,
+            original_length=(
+                factors.original_length if factors else int(self.full["max_position_embeddings"])
+            ),
+            tied=self.tied,
+        )
 
     def as_llama(self) -> "HFConfig":
         """The same model under Llama's names, for readers that cannot rescale its own architecture.

@@ -11,10 +11,11 @@ from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, i
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.hf_files import HFTensors, check_space
 from megatron_longrope2.checkpoint.hf_folder import copy_side_files
-from megatron_longrope2.checkpoint.mapping import Block, Mapping, ModelDims, Shape
+from megatron_longrope2.checkpoint.mapping import Block, Mapping, Shape
 from megatron_longrope2.checkpoint.megatron_files import Chunk, Stack, write_checkpoint
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors
 
 _FREE_NAMES = ("rotary_emb.inv_freq",)
@@ -57,8 +58,7 @@ def import_hf(
     original = factors.original_length if factors else original_length
     original = original or int(config.full["max_position_embeddings"])
     config.check_window(original)
-    vocab = int(config.full["vocab_size"])
-    dims = config.dims(padded_vocab_size=-(-vocab // vocab_divisible_by) * vocab_divisible_by)
+    dims = config.dims().padded(vocab_divisible_by)
     _check_names(config, tensors, dims)
     make = _Maker(tensors, dims, dtype, allow_nonfinite)
     stacks = {mapping.megatron: make.stack(mapping) for mapping in config.mappings()}

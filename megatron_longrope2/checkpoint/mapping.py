@@ -12,44 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megatron_longrope2.model.dims import ModelDims
+
 LAYERS = "decoder.layers."
 """Prefix of the Megatron names that are stacked over layers."""
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelDims:
-    """The sizes that decide every tensor's shape."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    vocab_size: int
-    padded_vocab_size: int
-
-    @property
-    def query_size(self) -> int:
-        """Rows of the query projection."""
-        return self.num_attention_heads * self.kv_channels
-
-    @property
-    def key_value_size(self) -> int:
-        """Rows of the key (or the value) projection."""
-        return self.num_query_groups * self.kv_channels
-
-    @property
-    def qkv_size(self) -> int:
-        """Rows of queries, keys and values together."""
-        return self.query_size + 2 * self.key_value_size
-
-    @property
-    def gate_up_size(self) -> int:
-        """Rows of gate and up projection together."""
-        return 2 * self.ffn_hidden_size
 
 
 @dataclass(frozen=True)
@@ -153,7 +121,7 @@ class Vocabulary(Mapping):
         return ((dims.vocab_size, dims.hidden_size),)
 
     def blocks(self, dims: ModelDims) -> list[Block]:
-        padding = dims.padded_vocab_size - dims.vocab_size
+        padding = dims.vocab_padding
         rows = _same_rows(dims.vocab_size, 0)
         # Made of the rows only to have their dtype.
         zeros = Block(padding, (0,), lambda parts: parts[0].new_zeros(padding, dims.hidden_size), None)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.model.dims import ModelDims
 
 Recompute = Literal["none", "mlp", "full"]
 
@@ -49,7 +49,7 @@ class Layout:
 
 
 def layouts(
-    model: ModelShape, length: int, gpus: int, gpus_per_node: int, global_batch_size: int
+    model: ModelDims, length: int, gpus: int, gpus_per_node: int, global_batch_size: int
 ) -> Iterator[Layout]:
     """Every layout of the GPUs that Megatron and mixed windows accept.
 

@@ -7,8 +7,8 @@ queries, context parallelism nor recomputation.
 
 from dataclasses import dataclass
 
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
-from megatron_longrope2.planning.model import ModelShape
 
 GIB = 2**30
 BF16, FLOAT32 = 2, 4
@@ -37,7 +37,7 @@ class Memory:
         return self.weights_and_optimizer + self.activations + self.logits
 
 
-def peak_memory(model: ModelShape, layout: Layout, length: int, micro_batches: int) -> Memory:
+def peak_memory(model: ModelDims, layout: Layout, length: int, micro_batches: int) -> Memory:
     """Memory of the fullest pipeline stage: the first (most micro-batches in flight) or the last (logits).
 
     Args:
@@ -49,7 +49,7 @@ def peak_memory(model: ModelShape, layout: Layout, length: int, micro_batches: i
     return max(first, last, key=lambda memory: memory.total)
 
 
-def _stage(model: ModelShape, layout: Layout, length: int, in_flight: int, *, last: bool) -> Memory:
+def _stage(model: ModelDims, layout: Layout, length: int, in_flight: int, *, last: bool) -> Memory:
     layers = model.num_layers // layout.pipeline
     kept = layers * in_flight * layer_activations(model, layout, length)
     tokens = length / layout.context
@@ -57,7 +57,7 @@ def _stage(model: ModelShape, layout: Layout, length: int, in_flight: int, *, la
     if last:
         # The last layer's output and its norm's, then the logits.
         kept += 2 * BF16 * tokens * model.hidden_size / layout.tensor
-        logits = LOGIT * tokens * model.vocab_size / layout.tensor
+        logits = LOGIT * tokens * model.padded_vocab_size / layout.tensor
     return Memory(
         weights_and_optimizer=weights_and_optimizer(model, layout),
         activations=kept + working_activations(model, layout, length),
@@ -65,7 +65,7 @@ def _stage(model: ModelShape, layout: Layout, length: int, in_flight: int, *, la
     )
 
 
-def weights_and_optimizer(model: ModelShape, layout: Layout) -> float:
+def weights_and_optimizer(model: ModelDims, layout: Layout) -> float:
     """Bytes on the fullest rank, as upstream's `compute_weight_and_optimizer_memory` counts them.
 
     The one difference: the distributed optimizer shares its states out over data- and context-parallel ranks.
@@ -79,12 +79,12 @@ def weights_and_optimizer(model: ModelShape, layout: Layout) -> float:
     return parameters * (PARAMETER + OPTIMIZER / (layout.data * layout.context))
 
 
-def layer_activations(model: ModelShape, layout: Layout, length: int) -> float:
+def layer_activations(model: ModelDims, layout: Layout, length: int) -> float:
     """Bytes that one layer keeps for its backward pass, of one micro-batch."""
     return length / layout.context / layout.tensor * _kept(model)[layout.recompute]
 
 
-def working_activations(model: ModelShape, layout: Layout, length: int) -> float:
+def working_activations(model: ModelDims, layout: Layout, length: int) -> float:
     """Bytes beside: what the layer in its backward pass computes again, its gradients, gathered sequences."""
     tokens = length / layout.context
     kept = _kept(model)
@@ -96,7 +96,7 @@ def working_activations(model: ModelShape, layout: Layout, length: int) -> float
     return tokens * ((again + gradients) / layout.tensor + gathered + passed_on)
 
 
-def _kept(model: ModelShape) -> dict[str, float]:
+def _kept(model: ModelDims) -> dict[str, float]:
     """Bytes a token of one layer, all tensor-parallel ranks together, for each kind of recomputation."""
     hidden, query, key_value = model.hidden_size, model.query_size, model.key_value_size
     # Layer input, normed input, queries, keys and values, attention's output and its log-sums, residual.

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout, layouts
 from megatron_longrope2.planning.memory import GIB, Memory, peak_memory
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.planning.model import VOCABULARY_UNIT
 from megatron_longrope2.planning.speed import (
     Gpu,
     Step,
@@ -40,7 +41,7 @@ class Job:
         long_share: of the segments that belong to the long window.
     """
 
-    model: ModelShape
+    model: ModelDims
     gpu: Gpu
     length: int
     gpus: int
@@ -78,7 +79,7 @@ def plan(job: Job) -> list[Row]:
     """
     rows, smallest = [], None
     for layout in layouts(job.model, job.length, job.gpus, job.gpus_per_node, job.global_batch_size):
-        model = job.model.padded(layout.tensor)
+        model = job.model.padded(VOCABULARY_UNIT * layout.tensor)
         memory = peak_memory(model, layout, job.length, job.global_batch_size // layout.data)
         smallest = min(smallest or memory.total, memory.total)
         if memory.total <= USABLE * job.memory * GIB:
@@ -188,7 +189,7 @@ def to_dict(rows: list[Row], job: Job) -> dict[str, Any]:
     }
 
 
-def _row(job: Job, model: ModelShape, layout: Layout, memory: Memory) -> Row:
+def _row(job: Job, model: ModelDims, layout: Layout, memory: Memory) -> Row:
     step = step_time(
         model,
         layout,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import BF16, FLOAT32
-from megatron_longrope2.planning.model import ModelShape
 
 DRAWS = 10
 """Simulated global batches: how windows fall on data-parallel ranks and pipeline stages."""
@@ -68,19 +68,19 @@ class Step:
         return sum(vars(self).values())
 
 
-def linear_operations(model: ModelShape, tokens: float) -> float:
+def linear_operations(model: ModelDims, tokens: float) -> float:
     """Forward and backward through all matrices that tokens pass, output layer included."""
     layer = model.attention_parameters + model.mlp_parameters
     return 6 * tokens * (model.num_layers * layer + model.embedding_parameters)
 
 
-def attention_operations(model: ModelShape, squared_lengths: float) -> float:
+def attention_operations(model: ModelDims, squared_lengths: float) -> float:
     """Forward and backward of causal attention; `squared_lengths` is the sum over spans of tokens squared."""
     return 6 * squared_lengths * model.query_size * model.num_layers
 
 
 def step_time(
-    model: ModelShape,
+    model: ModelDims,
     layout: Layout,
     gpu: Gpu,
     *,
@@ -165,7 +165,7 @@ def _one_forward_one_backward(costs: list[float], stages: int) -> float:
 
 
 def _micro_batch(
-    model: ModelShape, layout: Layout, gpu: Gpu, length: int, span: int, gpus_per_node: int
+    model: ModelDims, layout: Layout, gpu: Gpu, length: int, span: int, gpus_per_node: int
 ) -> dict[str, float]:
     """Seconds that one segment takes on one pipeline stage."""
     share = layout.tensor * layout.context * layout.pipeline
@@ -199,7 +199,7 @@ def _micro_batch(
     }
 
 
-def _data_traffic(model: ModelShape, layout: Layout, gpu: Gpu) -> float:
+def _data_traffic(model: ModelDims, layout: Layout, gpu: Gpu) -> float:
     """Gradients are scattered in float32, parameters gathered in bf16; taken as not overlapped."""
     ranks = layout.data * layout.context
     parameters = model.parameters / (layout.tensor * layout.pipeline)

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.dims import ModelDims
 
 GB = 10**9
 
@@ -35,12 +36,6 @@ def check_save_folder(args: Namespace) -> None:
 
 def checkpoint_bytes(args: Namespace) -> int:
     """Size of a checkpoint: weights and, unless `--no-save-optim`, Adam's states and float32 weights."""
-    heads = args.num_attention_heads
-    groups = args.num_query_groups if args.group_query_attention else heads
-    layer = 2 * args.hidden_size * args.kv_channels * (heads + groups)
-    layer += (3 if args.swiglu else 2) * args.hidden_size * args.ffn_hidden_size
-    embeddings = 2 if args.untie_embeddings_and_output_weights else 1
-    parameters = args.num_layers * layer + embeddings * args.hidden_size * args.padded_vocab_size
     weight = 2 if args.bf16 or args.fp16 else 4
     states = 0 if args.no_save_optim else 8 if weight == 4 else 12
-    return parameters * (weight + states)
+    return ModelDims.from_args(args).parameters * (weight + states)

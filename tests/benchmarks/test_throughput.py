@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_longrope2.benchmarks.throughput import fits, fitting_layers, label, model_operations
 from megatron_longrope2.files import read_json
-from megatron_longrope2.planning.model import PRESETS, ModelShape
+from megatron_longrope2.model.dims import ModelDims
+from megatron_longrope2.planning.model import PRESETS
 from tests.benchmarks.test_benchmarks import ROOT, run
 
 LLAMA = PRESETS["llama3-8b"]
@@ -58,7 +59,7 @@ def test_table_and_profile(result: dict, folder: Path) -> None:
 
 
 def test_operations_are_those_of_a_step() -> None:
-    shape = ModelShape("tiny", 2, 64, 96, 4, 2, 16, 256, 128)
+    shape = ModelDims("tiny", 2, 64, 96, 4, 2, 16, 256, 128)
     model = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=64,

@@ -153,7 +153,7 @@ def read(folder: Path, config: dict[str, Any]) -> HFConfig:
 def test_the_table_makes_as_many_parameters_as_the_model_has(name: str, tmp_path: Path) -> None:
     raw, parameters = MODELS[name]
     config = read(tmp_path, raw)
-    dims = config.dims(padded_vocab_size=raw["vocab_size"])
+    dims = config.dims()
     hf, megatron = 0, 0
     for mapping in config.mappings():
         layers = dims.num_layers if mapping.in_layers else 1
@@ -197,7 +197,7 @@ def test_megatron_arguments_of_a_published_model(tmp_path: Path) -> None:
     config = read(tmp_path, MODELS["Qwen3-8B"][0])
     args = megatron_args(
         config,
-        config.dims(padded_vocab_size=152064),
+        config.dims().padded(256),
         factors=None,
         original_length=40960,
         params_dtype=torch.bfloat16,

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-from megatron_longrope2.checkpoint.mapping import QKV, Direct, FusedQKV, GatedMLP, ModelDims, Vocabulary
+from megatron_longrope2.checkpoint.mapping import QKV, Direct, FusedQKV, GatedMLP, Vocabulary
+from megatron_longrope2.model.dims import ModelDims
 
 sizes = st.builds(
     lambda groups, queries, head, hidden, ffn, vocab, pad: ModelDims(
+        name="random",
         num_layers=1,
         hidden_size=hidden,
         ffn_hidden_size=ffn,
@@ -17,7 +19,8 @@ sizes = st.builds(
         num_query_groups=groups,
         kv_channels=head,
         vocab_size=vocab,
-        padded_vocab_size=vocab + pad,
+        vocab_padding=pad,
+        original_length=1,
     ),
     *(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6)),
     *(st.integers(1, 7), st.integers(1, 9), st.integers(0, 5)),

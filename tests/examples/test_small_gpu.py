@@ -11,7 +11,7 @@ import torch
 from examples.small_gpu.run import CLOSED_FORM, QUICK, SEARCHES, Recipe, stages
 from megatron_longrope2.evaluation.ruler import TASKS
 from megatron_longrope2.files import read_json
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.model.dims import ModelDims
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ROOT / "examples/tiny_cpu/books"
@@ -19,7 +19,7 @@ BOOKS = ROOT / "examples/tiny_cpu/books"
 
 def test_the_recipe_is_the_experiment_that_was_planned() -> None:
     recipe = Recipe()
-    shape = ModelShape(
+    shape = ModelDims(
         name="base",
         num_layers=recipe.layers,
         hidden_size=recipe.hidden_size,

@@ -19,9 +19,9 @@ device.install()
 
 from megatron_longrope2.benchmarks import _models
 from megatron_longrope2.model.arguments import factors_of
-from megatron_longrope2.planning.model import ModelShape
+from megatron_longrope2.model.dims import ModelDims
 
-SHAPE = ModelShape("tiny", 2, 256, 512, 4, 2, 64, 512, 128)
+SHAPE = ModelDims("tiny", 2, 256, 512, 4, 2, 64, 512, 128)
 PACKS = {
     "short window": [128, 30, 98],
     "long window": [512],

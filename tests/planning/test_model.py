@@ -20,8 +20,8 @@ def test_presets_have_the_published_number_of_parameters(name: str, billions: fl
 
 
 def test_padding_of_the_vocabulary() -> None:
-    assert PRESETS["phi3-mini"].padded(1).vocab_size == 32128
-    assert PRESETS["llama3-8b"].padded(4).vocab_size == 128512
+    assert PRESETS["phi3-mini"].padded(128).padded_vocab_size == 32128
+    assert PRESETS["llama3-8b"].padded(4 * 128).padded_vocab_size == 128512
 
 
 def test_hugging_face_folder(tmp_path: Path) -> None:

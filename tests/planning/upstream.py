@@ -2,11 +2,11 @@
 
 from argparse import Namespace
 
+from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
-from megatron_longrope2.planning.model import ModelShape
 
 
-def upstream_args(model: ModelShape, layout: Layout, length: int) -> Namespace:
+def upstream_args(model: ModelDims, layout: Layout, length: int) -> Namespace:
     """As `validate_args` would leave them."""
     return Namespace(
         num_layers=model.num_layers,
@@ -16,7 +16,7 @@ def upstream_args(model: ModelShape, layout: Layout, length: int) -> Namespace:
         group_query_attention=True,
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
-        padded_vocab_size=model.vocab_size,
+        padded_vocab_size=model.padded_vocab_size,
         untie_embeddings_and_output_weights=not model.tied,
         swiglu=True,
         normalization="RMSNorm",

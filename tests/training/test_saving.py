@@ -33,6 +33,7 @@ def test_full_disk(parse: Parse, pools: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_size_of_a_checkpoint(parse: Parse, pools: Path) -> None:
     args = parse("--pool", "long", "1", pools / "long", "--bf16", "--untie-embeddings-and-output-weights")
-    # Two layers of hidden size 32, two heads of 16, an MLP of 48; 256 ids twice; 2 + 12 bytes each.
-    parameters = 2 * (4 * 32 * 32 + 3 * 32 * 48) + 2 * 32 * 256
+    # Two layers of hidden size 32: two heads of 16, an MLP of 48, two norms. The last norm, 256 ids twice;
+    # 2 + 12 bytes each.
+    parameters = 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 2 * 32 * 256
     assert checkpoint_bytes(args) == 14 * parameters
