@@ -42,9 +42,10 @@ def longrope2() -> App:
         name="longrope2",
         help=f"{__doc__}\n\n`longrope2 VERB --help` lists the options of a verb.",
         version=__version__,
-        help_format="plaintext",
-        default_parameter=Parameter(consume_multiple=True, negative=()),
+        help_format="markdown",
+        default_parameter=Parameter(consume_multiple=True, negative=(), show_default=_as_typed),
         result_action="return_value",
+        group_parameters=Group("Other options", sort_key=1000),
     )
     app["--help"].group = app["--version"].group = Group("Options", sort_key=len(VERBS))
     for place, (title, verbs) in enumerate(VERBS.items()):
@@ -55,6 +56,13 @@ def longrope2() -> App:
                 options |= {"help_flags": [], "version_flags": []}
             app.command(f"megatron_longrope2.tools.{verb}:main", **options)
     return app
+
+
+def _as_typed(default: Any) -> str | None:
+    """A default as a user would type it; options that are off show none."""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or None
+    return None if default is False else str(default)
 
 
 def main() -> None:

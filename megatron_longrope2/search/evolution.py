@@ -1,91 +1,26 @@
-"""The evolution: ask for candidates, tell their scores. Pure: no model, no files, no clock.
+"""The evolution: breeds candidates from the best so far. Pure: no model, no files, no clock.
 
-Everything random is drawn here, between a `tell` and the next `ask`, from one generator: the candidates
-depend on the seed and on the scores of the best, not on who evaluated what when. No vector is proposed twice.
+Everything random is drawn here, between the end of one generation and the beginning of the next, from one
+generator: the candidates depend on the seed and on the scores of the best, not on who evaluated what when. No
+    vector
+is proposed twice.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.search.candidate import Candidate
 from megatron_longrope2.search.individual import Individual
+from megatron_longrope2.search.settings import EvolutionSettings
 from megatron_longrope2.search.space import SearchSpace
 
 ATTEMPTS = 50
 """Tries for one child that was not proposed before; a space without new vectors ends the search."""
-
-
-@dataclass(frozen=True)
-class EvolutionSettings:
-    """Settings of the evolution; the defaults are the paper's, but for the parents.
-
-    Attributes:
-        population: members of the first generation, N.
-        iterations: generations after the first; each proposes N/2 children.
-        parents: the best k that are kept; None: N/8, but 4 or more. The authors' code keeps N/2. Few parents
-            prune more (docs/search.md).
-        mutation_probability: p, per gene.
-        seed: of everything random.
-
-    Raises:
-        InputError: a setting out of its range.
-    """
-
-    population: int = 64
-    iterations: int = 40
-    parents: int | None = None
-    mutation_probability: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.population < 1:
-            raise InputError(f"search: population: {self.population} is empty; use at least 1")
-        if self.iterations < 0:
-            raise InputError(f"search: iterations: {self.iterations} is negative; use 0 or more")
-        if not 1 <= self.keep <= self.population:
-            raise InputError(f"search: parents: {self.keep} is not in 1..{self.population}, the population")
-        if not 0 < self.mutation_probability <= 1:
-            raise InputError(
-                f"search: mutation_probability: {self.mutation_probability} is not above 0 and at most 1"
-            )
-        if self.seed < 0:
-            raise InputError(f"search: seed: {self.seed} is negative; use 0 or more")
-
-    @property
-    def keep(self) -> int:
-        """k, the number of parents."""
-        if self.parents is not None:
-            return self.parents
-        return min(max(self.population // 8, 4), self.population)
-
-    @property
-    def children(self) -> int:
-        """Candidates of every generation after the first, half mutations and half crossovers."""
-        return max(self.population // 2, 1)
-
-    @property
-    def evaluations(self) -> int:
-        """Candidates of the whole search."""
-        return self.population + self.iterations * self.children
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An individual and its full score (lower is better). Ordered by score, then by `Individual.key`."""
-
-    score: float
-    individual: Individual
-
-    @property
-    def order(self) -> tuple[float, tuple[float, ...]]:
-        """Total order of full scores: two different vectors never compare equal."""
-        return self.score, self.individual.key
 
 
 class Evolution:
@@ -93,7 +28,9 @@ class Evolution:
 
     Args:
         space: where candidates come from.
-        settings: sizes, probability, seed.
+        settings: sizes and probability.
+        seed: of everything random.
+        samples: that a candidate is scored on.
         given: warm starts, members of the first generation.
 
     Raises:
@@ -101,45 +38,47 @@ class Evolution:
     """
 
     def __init__(
-        self, space: SearchSpace, settings: EvolutionSettings, given: Sequence[RopeFactors] = ()
+        self,
+        space: SearchSpace,
+        settings: EvolutionSettings,
+        seed: int,
+        samples: int,
+        given: Sequence[RopeFactors] = (),
     ) -> None:
         self.space = space
         self.settings = settings
-        self.rng = np.random.default_rng(settings.seed)
-        self.parents: list[Scored] = []
+        self.samples = samples
+        self.rng = np.random.default_rng(seed)
+        self.parents: list[Candidate] = []
+        self.candidates: list[Candidate] = []
+        """The generation that is being scored; empty when the search is over."""
         self.history: list[dict[str, Any]] = []
         self.proposed = 0
         self._seen: set[str] = set()
-        self._pending: list[Individual] = []
         self._propose(
             space.initial_population(settings.population, settings.mutation_probability, given, self.rng)
         )
 
     @property
     def generation(self) -> int:
-        """Number of the generation that `ask` returns, from 0."""
+        """Number of the generation that is being scored, from 0."""
         return len(self.history)
 
     @property
-    def best(self) -> Scored:
-        """The best so far; there is one after the first `tell`."""
+    def best(self) -> Candidate:
+        """The best so far; there is one after the first generation."""
         return self.parents[0]
 
-    def ask(self) -> list[Individual]:
-        """The candidates to score next; the same until `tell`; empty when the search is over."""
-        return list(self._pending)
+    def next_generation(self) -> None:
+        """Choose the parents by the scores of the candidates, and breed the next generation.
 
-    def tell(self, scores: Sequence[float]) -> None:
-        """Take in the full scores of the candidates, in the order of `ask`, and breed the next generation.
-
-        A score above the `settings.keep`-th best full score (parents included) may be given as infinite: it
-        changes nothing. NaN counts as infinite.
+        A candidate that is above the `settings.keep`-th best full score (parents included) need not be
+        complete: its score counts as infinite, which changes nothing.
 
         Raises:
             InputError: no candidate so far has a finite score.
         """
-        scored = [Scored(score, who) for score, who in zip(scores, self._pending, strict=True)]
-        finite = [one for one in scored if math.isfinite(one.score)]
+        finite = [one for one in self.candidates if one.complete and not one.failed]
         self.parents = sorted([*self.parents, *finite], key=lambda one: one.order)[: self.settings.keep]
         if not self.parents:
             raise InputError(
@@ -149,22 +88,26 @@ class Evolution:
         self.history.append(
             {
                 "generation": self.generation,
-                "candidates": len(scored),
+                "candidates": len(self.candidates),
                 "best_score": self.best.score,
-                "best_critical_dim": self.best.individual.critical_dim,
-                "best_origin": self.best.individual.origin,
-                "parents": [[one.individual.critical_dim, one.score] for one in self.parents],
+                "best_critical_dim": self.best.factors.critical_dim,
+                "best_origin": self.best.origin.origin,
+                "parents": [[one.factors.critical_dim, one.score] for one in self.parents],
             }
         )
         self._propose(self._breed() if self.generation <= self.settings.iterations else [])
 
     def _propose(self, individuals: list[Individual]) -> None:
-        self._pending = individuals
+        self.candidates = [self._candidate(individual) for individual in individuals]
         self.proposed += len(individuals)
         self._seen.update(map(_digest, individuals))
 
+    def _candidate(self, individual: Individual) -> Candidate:
+        factors = self.space.to_factors(individual, "candidate", {})
+        return Candidate.unscored(factors, self.samples, individual)
+
     def _breed(self) -> list[Individual]:
-        pool = [one.individual for one in self.parents]
+        pool = [one.origin for one in self.parents]
         children: list[Individual] = []
         taken = set(self._seen)
         for number in range(self.settings.children):
@@ -186,14 +129,12 @@ class Evolution:
             return self.space.crossover(first, mates[self.rng.integers(len(mates))], self.rng)
         return self.space.mutate(first, self.settings.mutation_probability, self.rng)
 
-    # Resuming
-
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs to go on as if nothing had happened; plain JSON values."""
+        """Everything that `restore` needs to continue as if nothing had happened, as plain JSON values."""
         return {
             "rng": self.rng.bit_generator.state,
-            "parents": [[one.score, one.individual.to_dict()] for one in self.parents],
-            "pending": [individual.to_dict() for individual in self._pending],
+            "parents": [[one.origin.to_dict(), one.losses_as_json()] for one in self.parents],
+            "candidates": [[one.origin.to_dict(), one.losses_as_json()] for one in self.candidates],
             "seen": sorted(self._seen),
             "proposed": self.proposed,
             "history": self.history,
@@ -202,15 +143,16 @@ class Evolution:
     def restore(self, state: dict[str, Any]) -> None:
         """Take in what `state` returned, in an evolution of the same space and settings."""
         self.rng.bit_generator.state = state["rng"]
-        self.parents = [Scored(score, Individual.from_dict(who)) for score, who in state["parents"]]
-        self._pending = [Individual.from_dict(who) for who in state["pending"]]
+        self.parents = [self._restored(*one) for one in state["parents"]]
+        self.candidates = [self._restored(*one) for one in state["candidates"]]
         self._seen = set(state["seen"])
         self.proposed = state["proposed"]
         self.history = list(state["history"])
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a state to be resumed: space and settings, as plain JSON values."""
-        return {"space": asdict(self.space), "settings": asdict(self.settings)}
+    def _restored(self, individual: dict[str, Any], losses: list[Any]) -> Candidate:
+        candidate = self._candidate(Individual.from_dict(individual))
+        candidate.restore_losses(losses)
+        return candidate
 
 
 def _digest(individual: Individual) -> str:

@@ -1,31 +1,48 @@
-"""Comparing factors on samples that none of them was made on, paired by sample."""
+"""Comparing factors on needles that none of them was made on, paired by sample."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
-from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.objective import Sample, Scorer, perplexity
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors, yarn_attention_factor
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import Scorer
+from megatron_longrope2.search.candidate import perplexity
 from megatron_longrope2.statistics import mean_interval, paired_difference
 
 HELD_OUT_DEPTHS = tuple(i / 9 for i in range(10))
 
 
+def comparison_methods(winner: RopeFactors, given: Sequence[RopeFactors]) -> dict[str, RopeFactors]:
+    """The winner first, then the closed-form methods at its critical dimension, and the warm starts."""
+    methods = {winner.method: winner}
+    for method in ("none", "pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"):
+        try:
+            methods[method] = make_factors(
+                method,
+                rope_base=winner.rope_base,
+                rotary_dim=winner.rotary_dim,
+                original_length=winner.original_length,
+                target_length=winner.target_length,
+                critical_dim=winner.critical_dim if method.endswith("-rcd") else None,
+            )
+        except InputError:
+            continue  # the winner has no critical dimension, or YaRN-rcd's ramp would start above it
+    temperature = AttentionFactor(long=yarn_attention_factor(winner.scale))
+    methods["yarn+attention"] = replace(methods["yarn"], attention_factor=temperature)
+    return methods | {f"given {number}: {one.method}": one for number, one in enumerate(given)}
+
+
 def score_samples(
-    scorer: Scorer, methods: Mapping[str, RopeFactors], samples: Sequence[Sample], progress: bool = False
+    scorer: Scorer, methods: Mapping[str, RopeFactors], samples: Sequence[Sample]
 ) -> dict[str, list[float]]:
     """Negative log-likelihood per scored token of each sample under each method's factors."""
-    jobs = [(name, sample) for name in methods for sample in samples]
-    scores: dict[str, list[float]] = {name: [] for name in methods}
-    with tqdm(total=len(jobs), desc="held-out needles", unit="sample", disable=not progress) as bar:
-        for start in range(0, len(jobs), scorer.workers):
-            batch = jobs[start : start + scorer.workers]
-            losses = scorer([(methods[name], sample) for name, sample in batch])
-            for (name, sample), loss in zip(batch, losses, strict=True):
-                scores[name].append(loss / sample.scored)
-            bar.update(len(batch))
-    return scores
+    factors = [one for one in methods.values() for _ in samples]
+    scores = scorer([*samples] * len(methods), factors, description="held-out needles")
+    losses = [found.total / len(found.nll) for found in scores]
+    size = len(samples)
+    return {name: losses[size * number : size * (number + 1)] for number, name in enumerate(methods)}
 
 
 def compare(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Any]:
@@ -39,13 +56,18 @@ def compare(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Any
         `samples`; `methods` {name: {`nll`, `ci95`, `perplexity`}}; `comparisons` {baseline: {`delta_nll`,
         `ci95`}}, winner minus baseline, so that negative is better.
     """
-    methods = {}
-    for name, values in scores.items():
-        nll = mean_interval(values)
-        methods[name] = {"nll": nll.mean, "ci95": nll.ci95, "perplexity": perplexity(nll.mean)}
-    comparisons = {}
-    for name, values in scores.items():
-        if name != winner:
-            difference = paired_difference(scores[winner], values)
-            comparisons[name] = {"delta_nll": difference.mean, "ci95": difference.ci95}
-    return {"samples": len(scores[winner]), "methods": methods, "comparisons": comparisons}
+    intervals = {name: mean_interval(values) for name, values in scores.items()}
+    differences = {
+        name: paired_difference(scores[winner], values) for name, values in scores.items() if name != winner
+    }
+    return {
+        "samples": len(scores[winner]),
+        "methods": {
+            name: {"nll": nll.mean, "ci95": nll.ci95, "perplexity": perplexity(nll.mean)}
+            for name, nll in intervals.items()
+        },
+        "comparisons": {
+            name: {"delta_nll": difference.mean, "ci95": difference.ci95}
+            for name, difference in differences.items()
+        },
+    }

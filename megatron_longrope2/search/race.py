@@ -12,125 +12,71 @@ Each candidate meets the samples in an order of its own, the ones it is expected
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from megatron_longrope2.rope.frequencies import FloatArray
+from megatron_longrope2.search.candidate import Candidate
 
-Known = tuple[ArrayLike, Sequence[float]]
-"""A candidate's vector, [dimensions], and its loss on every sample, [samples]."""
+Pair = tuple[Candidate, int]
+"""A candidate and the number of a sample."""
 
 
 class Race:
-    """The evaluation of one generation.
+    """The evaluation of candidates against each other; their losses say how far it is.
 
     Args:
-        vectors: each candidate's, [dimensions], positive: those whose ratios are near 1 are expected to have
-            like losses.
-        samples: losses that make up a score.
+        candidates: those that are scored; where a vector's ratios to another's are near 1, like losses are
+            expected.
         keep: k, how many of the best must be known exactly.
-        known: candidates that compete for the k places and are scored already (the parents).
+        known: complete candidates that compete for the k places (the parents).
         prune: False scores every pair (for comparison).
     """
 
     def __init__(
-        self,
-        vectors: Sequence[ArrayLike],
-        samples: int,
-        keep: int,
-        known: Sequence[Known] = (),
-        prune: bool = True,
+        self, candidates: Sequence[Candidate], keep: int, known: Sequence[Candidate] = (), prune: bool = True
     ) -> None:
-        self.samples = samples
+        self.candidates = list(candidates)
+        self.known = list(known)
         self.keep = keep
         self.prune = prune
-        self.incumbents = [math.fsum(losses) for _, losses in known]
-        candidates = len(vectors)
-        self._nearness = _nearness([*vectors, *(vector for vector, _ in known)])[:candidates]
-        # A row for each candidate, then for each known one. NaN: not scored.
-        self._table = np.full((candidates + len(known), samples), np.nan)
-        self._table[candidates:] = np.reshape([losses for _, losses in known], (-1, samples))
-        self.losses = self._table[:candidates]
-
-    @property
-    def evaluations(self) -> int:
-        """Pairs that were scored."""
-        return int(np.count_nonzero(~np.isnan(self.losses)))
-
-    @property
-    def failed(self) -> int:
-        """Candidates with a loss that is NaN or infinite."""
-        return int(np.isinf(self.losses).any(axis=1).sum())
+        self._nearness = _nearness([*self.candidates, *self.known])
 
     @property
     def threshold(self) -> float:
         """The k-th best full score so far: infinite while there are fewer."""
-        full = [self._partial(c) for c in range(len(self.losses)) if self._complete(c)]
-        best = sorted(score for score in [*self.incumbents, *full] if score < math.inf)
+        best = sorted(one.score for one in [*self.known, *self.candidates] if one.score < math.inf)
         return best[self.keep - 1] if self.prune and len(best) >= self.keep else math.inf
 
-    def expected(self, candidate: int) -> FloatArray:
-        """Expected losses, [samples]: the others' mean, weighted by nearness; 0 where nothing is known."""
-        scored = np.isfinite(self._table)
-        weights = self._nearness[candidate] @ scored
-        sums = self._nearness[candidate] @ np.where(scored, self._table, 0)
-        return np.divide(sums, weights, out=np.zeros(self.samples), where=weights > 0)
+    def expected(self, number: int) -> FloatArray:
+        """Losses expected of a candidate, [samples]: the others' mean, weighted by nearness, else 0."""
+        table = np.stack([one.losses for one in [*self.candidates, *self.known]])
+        scored = np.isfinite(table)
+        weights = self._nearness[number] @ scored
+        sums = self._nearness[number] @ np.where(scored, table, 0)
+        return np.divide(sums, weights, out=np.zeros(table.shape[1]), where=weights > 0)
 
-    def jobs(self, count: int) -> list[tuple[int, int]]:
-        """The next (candidate, sample) pairs for `count` workers; fewer near the end, none after it."""
+    def pairs(self, count: int) -> list[Pair]:
+        """The next pairs to score for `count` workers; fewer near the end, none after it."""
         threshold = self.threshold
-        partial = {c: self._partial(c) for c in range(len(self.losses)) if not self._complete(c)}
-        alive = sorted((total, c) for c, total in partial.items() if total <= threshold and total < math.inf)
-        missing = [
-            [(c, s) for s in self._hardest_first(c) if np.isnan(self.losses[c, s])] for _, c in alive[:count]
-        ]
-        jobs = [pairs[depth] for depth in range(self.samples) for pairs in missing if depth < len(pairs)]
-        return jobs[:count]
+        partial = {n: one.partial_score for n, one in enumerate(self.candidates) if not one.complete}
+        alive = sorted((total, n) for n, total in partial.items() if total <= threshold and total < math.inf)
+        missing = [self._hardest_first(n) for _, n in alive[:count]]
+        longest = max(map(len, missing), default=0)
+        pairs = [several[depth] for depth in range(longest) for several in missing if depth < len(several)]
+        return pairs[:count]
 
-    def record(self, candidate: int, sample: int, loss: float) -> None:
-        """Take in a loss (not negative; NaN or infinite is infinitely bad and ends the candidate)."""
-        self.losses[candidate, sample] = loss if math.isfinite(loss) else math.inf
-
-    def run(self, score: Callable[[list[tuple[int, int]]], Sequence[float]], workers: int) -> None:
-        """Score what is needed, as many pairs at once as there are workers; `score` gives pairs' losses."""
-        while pairs := self.jobs(workers):
-            for (candidate, sample), loss in zip(pairs, score(pairs), strict=True):
-                self.record(candidate, sample, loss)
-
-    def scores(self) -> list[float]:
-        """Full score of each candidate, [candidates]; infinite where it was dropped or failed."""
-        return [self._partial(c) if self._complete(c) else math.inf for c in range(len(self.losses))]
-
-    def progress(self) -> list[list[tuple[int, float | None]]]:
-        """Everything recorded, as plain JSON values (None: infinite)."""
-        return [
-            [(s, loss if loss < math.inf else None) for s, loss in enumerate(losses) if not math.isnan(loss)]
-            for losses in self.losses.tolist()
-        ]
-
-    def restore(self, progress: list[Any]) -> None:
-        """Take in what `progress` returned."""
-        for candidate, pairs in enumerate(progress):
-            for sample, loss in pairs:
-                self.record(candidate, sample, math.inf if loss is None else loss)
-
-    def _hardest_first(self, candidate: int) -> list[int]:
-        return np.argsort(-self.expected(candidate), kind="stable").tolist()
-
-    def _complete(self, candidate: int) -> bool:
-        return not np.isnan(self.losses[candidate]).any()
-
-    def _partial(self, candidate: int) -> float:
-        row = self.losses[candidate]
-        return math.fsum(row[~np.isnan(row)])
+    def _hardest_first(self, number: int) -> list[Pair]:
+        """The pairs of a candidate that are not scored yet."""
+        candidate = self.candidates[number]
+        order = np.argsort(-self.expected(number), kind="stable").tolist()
+        return [(candidate, sample) for sample in order if math.isnan(candidate.losses[sample])]
 
 
-def _nearness(vectors: Sequence[ArrayLike]) -> FloatArray:
-    """What each says of the others, [vectors, vectors]: inverse squared distance of the logarithms."""
-    logs = np.log(np.stack([np.asarray(vector, dtype=float) for vector in vectors]))
+def _nearness(candidates: Sequence[Candidate]) -> FloatArray:
+    """What each says of the others, [candidates, candidates]: inverse squared distance of the logarithms."""
+    logs = np.log(np.array([one.vector for one in candidates], dtype=float))
     squared = np.square(logs[:, None] - logs[None]).sum(axis=-1)
     weights = 1 / (squared + 1e-12)  # finite where two are the same
     np.fill_diagonal(weights, 0)  # nothing of itself

@@ -1,7 +1,8 @@
 """The long window's factors learned during mid-training, beside the weights: `--train-rope-factors`.
 
 They are rotary_dim / 2 numbers, the same on every rank, and take no part in Megatron's gradient buffers and
-optimizer: their gradient is a sum over all ranks, and their Adam is `search.learner`'s. They travel in the
+optimizer: their gradient is a sum over all ranks, and their Adam is `model.learned_factors`'s. They travel in
+    the
 checkpoint's arguments, where the exporter and later runs find them.
 """
 
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.arguments import factors_of
-from megatron_longrope2.search.learner import Checked, GradientSettings, Learner
+from megatron_longrope2.model.learned_factors import FactorOptimizer
+from megatron_longrope2.rope import RopeFactors
 
 
 def add_factor_arguments(parser: ArgumentParser) -> None:
@@ -71,25 +73,25 @@ class FactorTraining:
     def __init__(self, args: Namespace, config: TransformerConfig) -> None:
         self.args = args
         steps = args.train_iters or args.train_samples // args.global_batch_size
-        settings = GradientSettings(steps=steps, learning_rate=args.rope_factors_lr)
         state = _saved_state(args)
-        if state is None:
-            start = factors_of(args)
-            self.learner = Learner("--rope-factors", start, settings, Checked(math.inf, start))
-        else:
-            self.learner = Learner.restored(state, settings)
+        start = factors_of(args) if state is None else RopeFactors.from_dict(state["start"])
+        self.optimizer = FactorOptimizer(
+            "--train-rope-factors", start, steps=steps, learning_rate=args.rope_factors_lr
+        )
+        if state is not None:
+            self.optimizer.restore(state)
         self._publish()
         config.finalize_model_grads_func = self.finalize
 
     def attach(self, model: GPTModel) -> None:
         """Let a model chunk, wrapped or not, rotate with the factors that are being learned."""
-        unwrap_model(model).rotary_pos_emb.learn(self.learner.learned)
+        unwrap_model(model).rotary_pos_emb.learn(self.optimizer.learned)
 
     def finalize(self, model: list[GPTModel], num_tokens: Tensor | None = None, **options: Any) -> None:
         """Upstream's `finalize_model_grads`, then a step of the factors."""
         finalize_model_grads(model, num_tokens, **options)
         assert num_tokens is not None, "the loss is per token"  # summed over all ranks by upstream
-        parameters = [one for one in self.learner.learned.parameters() if one.requires_grad]
+        parameters = self.optimizer.parameters
         grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
         shares = torch.cat([grad.flatten() for grad in grads]).to(num_tokens.device)
         # Every rank has a share: its layers, heads, tokens, samples.
@@ -97,15 +99,15 @@ class FactorTraining:
         sums = (shares / num_tokens.clamp(min=1)).cpu().split([grad.numel() for grad in grads])
         for parameter, grad in zip(parameters, sums, strict=True):
             parameter.grad = grad.view_as(parameter)
-        self.learner.update(0.0)
-        self.learner.learned.zero_grad()
+        self.optimizer.update(0.0)
+        self.optimizer.learned.zero_grad()
         self._publish()
 
     def _publish(self) -> None:
-        start = self.learner.start
-        provenance = {**start.provenance, "start": start.method, "trained_steps": self.learner.step}
-        self.args.longrope2_factors = self.learner.learned.to_factors(provenance).to_dict()
-        self.args.longrope2_learned = self.learner.state()
+        start = self.optimizer.start
+        provenance = {**start.provenance, "start": start.method, "trained_steps": self.optimizer.step}
+        self.args.longrope2_factors = self.optimizer.learned.to_factors(provenance).to_dict()
+        self.args.longrope2_learned = {"start": start.to_dict(), **self.optimizer.state()}
 
 
 def _saved_state(args: Namespace) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""longrope2-search in a process of its own."""
+"""`longrope2 search` in a process of its own."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tests.distributed.launch import ROOT
 
-TOOL = ROOT / "tools" / "search_factors.py"
+SEARCH = ("-m", "megatron_longrope2", "search")
 SECONDS = 600
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(TOOL), *arguments],
+        [sys.executable, *SEARCH, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""Loss and gradient of fixed needles in one layout: launched by test_model_loss."""
+"""Loss and gradient of fixed needles in one layout: launched by test_needle_loss."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from megatron_longrope2.model.loading import load_model
-    from megatron_longrope2.search.model_loss import ModelLoss
+    from megatron_longrope2.search.needle_loss import NeedleLoss
     from tests.search.tiny_model import fixed_jobs
 
     model = load_model(
@@ -33,20 +33,20 @@ def main() -> None:
         torch.Tensor.float = torch.Tensor.double
         for chunk in model.chunks:
             chunk.double()
-        report["slopes"] = slopes(ModelLoss(model), samples)
-    report["gradients"] = gradients(ModelLoss(model), samples)
+        report["slopes"] = slopes(NeedleLoss(model), samples)
+    report["gradients"] = gradients(NeedleLoss(model), samples)
     weights = [weight for chunk in model.chunks for weight in chunk.parameters()]
     report["frozen"] = all(weight.grad is None and not weight.requires_grad for weight in weights)
     if mode == "recompute":
-        report["like_a_weight"] = like_a_weight(ModelLoss(model), samples, weights)
+        report["like_a_weight"] = like_a_weight(NeedleLoss(model), samples, weights)
     Path(f"{output}.{dist.get_rank()}").write_text(json.dumps(report))
     dist.destroy_process_group()
 
 
 def cases() -> dict:
     """Every shape of the parameterisation, on the tiny model's geometry."""
+    from megatron_longrope2.model.learned_factors import LearnedFactors
     from megatron_longrope2.rope import make_factors
-    from megatron_longrope2.search.learned import LearnedFactors
     from tests.search.tiny_model import ORIGINAL, TARGET
 
     geometry = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": ORIGINAL, "target_length": TARGET}
@@ -54,8 +54,7 @@ def cases() -> dict:
     ntk = make_factors("ntk", **geometry)
     return {
         "attention factor": LearnedFactors(yarn, learn_attention_factor=True),
-        "largest factor": LearnedFactors(ntk, max_factor=20),
-        "fixed below": LearnedFactors(ntk, fixed_below_critical_dim=True, learn_attention_factor=True),
+        "factors only": LearnedFactors(ntk),
     }
 
 

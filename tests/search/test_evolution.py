@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import make_factors
-from megatron_longrope2.search.evolution import Evolution, EvolutionSettings
+from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.race import Race
+from megatron_longrope2.search.settings import EvolutionSettings
 from megatron_longrope2.search.space import SearchSpace
 
 SAMPLES = 6
@@ -19,64 +20,67 @@ def _space(kind: str = "paper", dims: str = "critical") -> SearchSpace:
     return SearchSpace(10000.0, 64, 256, 2048, kind, dims)
 
 
+def _evolution(
+    population: int, iterations: int, *, space=None, seed: int = 0, given=(), **options
+) -> Evolution:
+    settings = EvolutionSettings(population=population, iterations=iterations, **options)
+    return Evolution(space or _space(), settings, seed, SAMPLES, given)
+
+
 def _evaluate(
-    evolution: Evolution,
-    loss,
-    workers: int = 1,
-    prune: bool = True,
-    shuffle: int | None = None,
-) -> Race:
-    """One generation, its pairs scored in a shuffled order within each step."""
-    candidates = evolution.ask()
-    parents = [one.individual for one in evolution.parents]
-    race = Race(
-        [one.key for one in candidates],
-        SAMPLES,
-        evolution.settings.keep,
-        [(parent.key, [loss(parent, s) for s in range(SAMPLES)]) for parent in parents],
-        prune=prune,
-    )
+    evolution: Evolution, loss, workers: int = 1, prune: bool = True, shuffle: int | None = None
+) -> int:
+    """One generation, its pairs scored in a shuffled order within each step; the number of evaluations."""
+    candidates = evolution.candidates
+    race = Race(candidates, evolution.settings.keep, evolution.parents, prune=prune)
     order = random.Random(shuffle)
-    while jobs := race.jobs(workers):
-        order.shuffle(jobs)
-        for candidate, sample in jobs:
-            race.record(candidate, sample, loss(candidates[candidate], sample))
-    evolution.tell(race.scores())
-    return race
+    while pairs := race.pairs(workers):
+        order.shuffle(pairs)
+        for candidate, sample in pairs:
+            candidate.record(sample, loss(candidate.origin, sample))
+    evolution.next_generation()
+    return sum(one.scored for one in candidates)
 
 
 def _run(evolution: Evolution, loss, **options) -> Evolution:
-    while evolution.ask():
+    while evolution.candidates:
         _evaluate(evolution, loss, **options)
     return evolution
+
+
+def _tell(evolution: Evolution, scores: list[float]) -> None:
+    for candidate, score in zip(evolution.candidates, scores, strict=True):
+        for sample in range(SAMPLES):
+            candidate.record(sample, score / SAMPLES)
+    evolution.next_generation()
 
 
 @pytest.mark.parametrize("kind", ["paper", "extended"])
 @pytest.mark.parametrize("dims", ["critical", "all"])
 def test_result_is_the_same_for_any_workers_and_without_pruning(kind, dims, toy_loss) -> None:
     def run(**options) -> Evolution:
-        return _run(Evolution(_space(kind, dims), EvolutionSettings(24, 6, seed=3)), toy_loss, **options)
+        return _run(_evolution(24, 6, space=_space(kind, dims), seed=3), toy_loss, **options)
 
     reference = run(prune=False)
     for workers in (1, 2, 7):
         other = run(workers=workers, shuffle=workers)
         assert other.history == reference.history
-        assert other.parents == reference.parents
+        assert [one.order for one in other.parents] == [one.order for one in reference.parents]
         assert other.state() == reference.state()
 
 
 def test_pruning_saves_sample_evaluations(toy_loss) -> None:
-    evolution = Evolution(_space(), EvolutionSettings(24, 6, parents=4))
+    evolution = _evolution(24, 6, parents=4)
     scored = possible = 0
-    while candidates := evolution.ask():
+    while candidates := evolution.candidates:
         possible += len(candidates) * SAMPLES
-        scored += _evaluate(evolution, toy_loss).evaluations
+        scored += _evaluate(evolution, toy_loss)
     assert possible == (24 + 6 * 12) * SAMPLES
     assert scored < 0.9 * possible
 
 
 def test_search_improves_and_the_best_never_gets_worse(toy_loss) -> None:
-    history = _run(Evolution(_space(), EvolutionSettings(32, 15)), toy_loss).history
+    history = _run(_evolution(32, 15), toy_loss).history
     best = [entry["best_score"] for entry in history]
     assert best == sorted(best, reverse=True)
     assert best[-1] < 0.6 * best[0]
@@ -84,46 +88,41 @@ def test_search_improves_and_the_best_never_gets_worse(toy_loss) -> None:
 
 
 def test_extended_winner_is_no_worse_than_any_closed_form_method(toy_loss) -> None:
-    evolution = _run(Evolution(_space("extended"), EvolutionSettings(20, 3)), toy_loss)
+    evolution = _run(_evolution(20, 3, space=_space("extended")), toy_loss)
     for factors in _space("extended").baselines():
         individual = _space("extended").project(factors)
         assert evolution.best.score <= math.fsum(toy_loss(individual, s) for s in range(SAMPLES))
 
 
 def test_no_vector_is_proposed_twice(toy_loss) -> None:
-    evolution = Evolution(_space(), EvolutionSettings(30, 10))
+    evolution = _evolution(30, 10)
     proposed = []
-    while candidates := evolution.ask():
-        proposed += [one.key for one in candidates]
+    while candidates := evolution.candidates:
+        proposed += [one.vector for one in candidates]
         _evaluate(evolution, toy_loss)
     assert len(set(proposed)) == len(proposed) == evolution.proposed == 30 + 10 * 15
 
 
-def test_ask_is_the_same_until_tell() -> None:
-    evolution = Evolution(_space(), EvolutionSettings(8, 1))
-    assert evolution.ask() == evolution.ask()
-
-
 def test_seed_decides() -> None:
     def first(seed: int):
-        return Evolution(_space(), EvolutionSettings(16, 1, seed=seed)).ask()
+        return [one.vector for one in _evolution(16, 1, seed=seed).candidates]
 
     assert first(1) == first(1) != first(2)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 5), st.integers(0, 1000))
-def test_restored_evolution_goes_on_as_if_nothing_had_happened(stop: int, seed: int) -> None:
+def test_restored_evolution_continues_as_if_nothing_had_happened(stop: int, seed: int) -> None:
     def loss(individual, sample: int) -> float:
         return abs(math.sin(sample + sum(individual.long_factor)))
 
     def new() -> Evolution:
-        return Evolution(_space("extended"), EvolutionSettings(18, 4, seed=seed))
+        return _evolution(18, 4, space=_space("extended"), seed=seed)
 
     whole = _run(new(), loss)
     part = new()
     for _ in range(stop):
-        if part.ask():
+        if part.candidates:
             _evaluate(part, loss)
     resumed = new()
     resumed.restore(json.loads(json.dumps(part.state())))
@@ -131,40 +130,39 @@ def test_restored_evolution_goes_on_as_if_nothing_had_happened(stop: int, seed: 
 
 
 def test_nan_scores_are_infinitely_bad() -> None:
-    evolution = Evolution(_space(), EvolutionSettings(8, 2))
-    keys = [one.key for one in evolution.ask()]
-    evolution.tell([math.nan, 2.0, math.inf, 1.0, math.nan, math.nan, math.nan, math.nan])
-    assert [one.individual.key for one in evolution.parents] == [keys[3], keys[1]]
-    assert evolution.ask()
+    evolution = _evolution(8, 2)
+    vectors = [one.vector for one in evolution.candidates]
+    _tell(evolution, [math.nan, 2.0, math.inf, 1.0, math.nan, math.nan, math.nan, math.nan])
+    assert [one.vector for one in evolution.parents] == [vectors[3], vectors[1]]
+    assert evolution.candidates
 
 
 def test_ties_are_broken_by_the_vector() -> None:
-    evolution = Evolution(_space(), EvolutionSettings(8, 0, parents=3))
-    keys = sorted(one.key for one in evolution.ask())
-    evolution.tell([1.0] * 8)
-    assert [one.individual.key for one in evolution.parents] == keys[:3]
+    evolution = _evolution(8, 0, parents=3)
+    vectors = sorted(one.vector for one in evolution.candidates)
+    _tell(evolution, [1.0] * 8)
+    assert [one.vector for one in evolution.parents] == vectors[:3]
 
 
 def test_warm_start_is_a_member_of_the_first_generation() -> None:
     yarn = make_factors("yarn", rope_base=10000.0, rotary_dim=64, original_length=256, target_length=2048)
-    first = Evolution(_space("paper", "all"), EvolutionSettings(8, 0), [yarn]).ask()[0]
-    assert (first.origin, first.long_factor) == ("yarn", yarn.long_factor)
+    first = _evolution(8, 0, space=_space("paper", "all"), given=[yarn]).candidates[0]
+    assert (first.origin.origin, first.factors.long_factor) == ("yarn", yarn.long_factor)
 
 
 def test_all_nan_is_refused() -> None:
-    evolution = Evolution(_space(), EvolutionSettings(4, 2))
     with pytest.raises(InputError, match="no candidate has a finite score"):
-        evolution.tell([math.nan] * 4)
+        _tell(_evolution(4, 2), [math.nan] * 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"population": 0}, "population: 0 is empty"),
-        ({"iterations": -1}, "iterations: -1 is negative"),
-        ({"population": 4, "parents": 5}, r"parents: 5 is not in 1\.\.4"),
-        ({"mutation_probability": 0.0}, "mutation_probability: 0.0 is not above 0"),
-        ({"seed": -1}, "seed: -1 is negative"),
+        ({"population": 0}, "--population: 0 is empty"),
+        ({"iterations": -1}, "--iterations: -1 is negative"),
+        ({"population": 4, "parents": 5}, r"--parents: 5 is not in 1\.\.4"),
+        ({"mutation_probability": 0.0}, "--mutation-probability: 0.0 is not above 0"),
+        ({"max_evaluations": 3}, "--max-evaluations: 3 does not cover the first generation of 64"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message) -> None:

@@ -1,7 +1,6 @@
-"""The gradient search without a model: starts, NaN, stopping and going on, on a toy loss."""
+"""The gradient search without a model: starts, NaN, stopping and resuming, on a toy loss."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,14 +8,14 @@ import pytest
 import torch
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.learned_factors import PATIENCE, LearnedFactors
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
-from megatron_longrope2.search import gradient as gradient_module
-from megatron_longrope2.search import job as job_module
-from megatron_longrope2.search.gradient import ROUNDS, learn, most_candidates_and_steps
-from megatron_longrope2.search.job import Job, Outcome, SearchSettings
-from megatron_longrope2.search.learned import LearnedFactors
-from megatron_longrope2.search.learner import PATIENCE, GradientSettings
-from megatron_longrope2.search.objective import Objective, Sample
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import TokenScores
+from megatron_longrope2.search import session as session_module
+from megatron_longrope2.search.gradient import ROUNDS, GradientStrategy
+from megatron_longrope2.search.session import Outcome, Session, read_state
+from megatron_longrope2.search.settings import GradientSettings, ObjectiveSettings, SearchSettings
 from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 64, "original_length": 256, "target_length": 2048}
@@ -33,16 +32,13 @@ class _Scorer:
 
     workers = 2
 
-    def __call__(self, jobs) -> list[float]:
-        return [
-            float(
-                _distance(
-                    torch.tensor(factors.long_factor, dtype=torch.float64).log(),
-                    torch.tensor(factors.attention_factor.long).log(),
-                )
-            )
-            for factors, _ in jobs
-        ]
+    def __call__(self, samples, factors) -> list[TokenScores]:  # noqa: ARG002
+        return [TokenScores(self.loss(one)[None], torch.tensor([False])) for one in factors]
+
+    def loss(self, factors: RopeFactors) -> torch.Tensor:
+        vector = torch.tensor(factors.long_factor, dtype=torch.float64)
+        attention = torch.tensor(factors.attention_factor.long, dtype=torch.float64)
+        return _distance(vector.log(), attention.log())
 
 
 class _Loss:
@@ -80,11 +76,17 @@ class _Sampler:
 @pytest.fixture(autouse=True)
 def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = SimpleNamespace(get_rank=lambda: 0, broadcast_object_list=lambda box, src: None)  # noqa: ARG005
-    monkeypatch.setattr(job_module, "dist", alone)
+    monkeypatch.setattr(session_module, "dist", alone)
 
 
-def _job(output: Path, loss: _Loss, given: tuple[RopeFactors, ...] = (), **options) -> Job:
-    minutes = options.pop("max_minutes", None)
+def _strategy(
+    output: Path,
+    loss: _Loss,
+    given: tuple[RopeFactors, ...] = (),
+    samples: int = 3,
+    max_minutes: float | None = None,
+    **options,
+) -> GradientStrategy:
     settings = SearchSettings(
         load=Path("model"),
         books=Path("books"),
@@ -92,19 +94,16 @@ def _job(output: Path, loss: _Loss, given: tuple[RopeFactors, ...] = (), **optio
         target_length=2048,
         algorithm="gradient",
         gradient=GradientSettings(**{"steps": 24, "batch_size": 2, **options}),
-        max_minutes=minutes,
+        max_minutes=max_minutes,
     )
-    samples = tuple(Sample(torch.tensor([i, 0]), torch.tensor([False, True])) for i in range(3))
-    return Job(
-        settings=settings,
-        scorer=_Scorer(),
-        loss=loss,
-        space=SearchSpace(10000.0, 64, 256, 2048),
-        sampler=_Sampler(),
-        objective=Objective(samples, (1 / 3,) * 3),
-        given=list(given),
-        fingerprint={"gradient": {"steps": settings.gradient.steps}},
-    )
+    scored = [Sample(torch.tensor([i, 0]), torch.tensor([False, True])) for i in range(samples)]
+    session = Session(settings, _Scorer(), scored, {"gradient": {"steps": settings.gradient.steps}})
+    return GradientStrategy(session, SearchSpace(10000.0, 64, 256, 2048), loss, _Sampler(), given)
+
+
+def _learn(output: Path, loss: _Loss, given: tuple[RopeFactors, ...] = (), **options) -> Outcome:
+    strategy = _strategy(output, loss, given, **options)
+    return strategy.session.run(strategy)
 
 
 def _checks(outcome: Outcome) -> dict[str, list[float]]:
@@ -116,7 +115,7 @@ def _checks(outcome: Outcome) -> dict[str, list[float]]:
 
 
 def test_it_learns_and_drops_the_worse_half(tmp_path: Path) -> None:
-    outcome = learn(_job(tmp_path, _Loss(), learn_attention_factor=True))
+    outcome = _learn(tmp_path, _Loss(), learn_attention_factor=True)
     checks = _checks(outcome)
     assert outcome.finished
     assert [len(values) for values in sorted(checks.values(), key=len)] == [1, 1, 2, ROUNDS + 1]
@@ -133,36 +132,34 @@ def test_it_learns_and_drops_the_worse_half(tmp_path: Path) -> None:
     [{}, {"starts": ("ramp",), "learn_attention_factor": True}, {"starts": ("ntk", "pi"), "steps": 5}],
 )
 def test_cost_is_known_before(tmp_path: Path, options) -> None:
-    job = _job(tmp_path, _Loss(), **options)
-    cost = learn(job).cost
-    assert most_candidates_and_steps(job) == (cost.candidates, cost.steps)
+    strategy = _strategy(tmp_path, _Loss(), **options)
+    cost = strategy.session.run(strategy).cost
+    assert strategy.expected_cost() == (cost.candidates, cost.steps)
 
 
 def test_ramp_begins_where_it_does_best(tmp_path: Path) -> None:
-    outcome = learn(_job(tmp_path, _Loss(sign=0), starts=("ramp",)))
+    outcome = _learn(tmp_path, _Loss(sign=0), starts=("ramp",))
     vectors = [make_factors("yarn", beta_fast=one, truncate=False, **GEOMETRY) for one in RAMP_PERIODS]
-    best = min(vectors, key=lambda one: _Scorer()([(one, None)])[0])
+    best = min(vectors, key=_Scorer().loss)
     assert outcome.factors.long_factor == best.long_factor != vectors[0].long_factor
 
 
 def test_places_of_a_start_are_scored_only_until_they_have_lost(tmp_path: Path) -> None:
-    job = _job(tmp_path, _Loss(sign=0), starts=("ramp",))
-    (sample, *_) = job.objective.samples
-    cost = learn(replace(job, objective=Objective((sample,) * 40, (1 / 40,) * 40))).cost
+    cost = _learn(tmp_path, _Loss(sign=0), starts=("ramp",), samples=40).cost
     assert cost.pruned > 0
     assert cost.evaluations + cost.pruned == 40 * cost.candidates
 
 
 def test_attention_factor_stays_1_unless_it_is_learned(tmp_path: Path) -> None:
     start = make_factors("yarn", attention_factor=True, **GEOMETRY)
-    outcome = learn(_job(tmp_path, _Loss(), given=(start,), starts=()))
+    outcome = _learn(tmp_path, _Loss(), given=(start,), starts=())
     assert outcome.factors.attention_factor == AttentionFactor(1.0, 1.0)
 
 
 def test_a_start_brings_its_attention_factor(tmp_path: Path) -> None:
     start = make_factors("yarn", attention_factor=True, **GEOMETRY)
     loss = _Loss(sign=0)  # nothing to learn: the start itself is the result
-    outcome = learn(_job(tmp_path, loss, given=(start,), starts=(), learn_attention_factor=True))
+    outcome = _learn(tmp_path, loss, given=(start,), starts=(), learn_attention_factor=True)
     assert outcome.factors.attention_factor == start.attention_factor
 
 
@@ -170,7 +167,7 @@ def test_a_start_brings_its_attention_factor(tmp_path: Path) -> None:
 def test_result_is_never_worse_than_the_best_start(tmp_path: Path, attention: bool) -> None:
     """Even where every step leads away."""
     options = {"learn_attention_factor": attention, "starts": ("ntk", "yarn", "pi")}
-    outcome = learn(_job(tmp_path, _Loss(sign=-1), **options))
+    outcome = _learn(tmp_path, _Loss(sign=-1), **options)
     checks = _checks(outcome)
     best = min(checks, key=lambda name: checks[name][0])
     assert math.log(outcome.perplexity) == checks[best][0]
@@ -179,64 +176,36 @@ def test_result_is_never_worse_than_the_best_start(tmp_path: Path, attention: bo
 
 
 def test_start_that_gives_nan_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = _Scorer.__call__
-    monkeypatch.setattr(
-        _Scorer,
-        "__call__",
-        lambda self, jobs: [
-            math.nan if job[0].long_factor[0] > 1 else loss
-            for job, loss in zip(jobs, score(self, jobs), strict=True)
-        ],
-    )
-    checks = _checks(learn(_job(tmp_path, _Loss(), starts=("pi", "ntk", "yarn"))))
+    loss = _Scorer.loss
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(_Scorer, "loss", lambda self, one: nan if one.long_factor[0] > 1 else loss(self, one))
+    checks = _checks(_learn(tmp_path, _Loss(), starts=("pi", "ntk", "yarn")))
     assert len(checks["pi"]) == 1
-
-
-def test_bounds_hold_for_the_starts_too(tmp_path: Path) -> None:
-    outcome = learn(_job(tmp_path, _Loss(sign=-1), max_factor=8.5, fixed_below_critical_dim=True))
-    vector = outcome.factors.long_factor
-    assert max(vector) <= 8.5 * (1 + 1e-9)
-    assert vector[13] >= 8 * (1 - 1e-9)
 
 
 def test_needles_are_fresh_and_the_same_for_every_start(tmp_path: Path) -> None:
     loss = _Loss()
-    learn(_job(tmp_path, loss))
+    _learn(tmp_path, loss)
     steps = {tuple(indices) for indices in loss.seen}
     assert len(steps) == 24
     assert len({index for indices in steps for index in indices}) == 48
     assert loss.seen.count(loss.seen[0]) == 2
 
 
-def test_lengths_grow_to_the_target_in_half_of_the_steps(tmp_path: Path) -> None:
-    outcome = learn(_job(tmp_path, _Loss(), starts=("yarn",), length_curriculum=512))
-    tokens = [entry["tokens"] for entry in outcome.history if "tokens" in entry]
-    assert tokens == sorted(tokens)
-    assert (tokens[0], tokens[6], tokens[12]) == (512, 1024, 2048)
-    assert all(length % 2 == 0 for length in tokens)
-
-
-@pytest.mark.parametrize("tokens", [256, 4096])
-def test_curriculum_outside_the_long_window_is_refused(tmp_path: Path, tokens: int) -> None:
-    with pytest.raises(InputError, match=f"--length-curriculum: {tokens} is not above the original length"):
-        learn(_job(tmp_path, _Loss(), length_curriculum=tokens))
-
-
 def test_nan_step_is_skipped_and_counted_and_halves_the_rate(tmp_path: Path) -> None:
-    smooth = learn(_job(tmp_path / "a", _Loss(), starts=("yarn",)))
-    rough = learn(_job(tmp_path / "b", _Loss(nan=(5,)), starts=("yarn",)))
+    smooth = _learn(tmp_path / "a", _Loss(), starts=("yarn",))
+    rough = _learn(tmp_path / "b", _Loss(nan=(5,)), starts=("yarn",))
     assert (smooth.cost.failed, rough.cost.failed) == (0, 1)
     (skipped,) = (entry for entry in rough.history if "validation" not in entry and "loss" not in entry)
     assert skipped["step"] == 5
     assert all(map(math.isfinite, rough.factors.long_factor))
-    state = job_module.read_state(tmp_path / "b" / "state.json", {"gradient": {"steps": 24}})
-    assert state["learners"][0]["slower"] == 0.5
+    state = read_state(tmp_path / "b" / "state.json", {"gradient": {"steps": 24}})
+    assert state["strategy"]["starts"][0]["optimizer"]["slower"] == 0.5
 
 
 def test_repeated_nan_is_an_error(tmp_path: Path) -> None:
-    job = _job(tmp_path, _Loss(nan=tuple(range(4, 30))), starts=("yarn",))
     with pytest.raises(InputError, match=f"start yarn: step {3 + PATIENCE}: loss or gradient is not finite"):
-        learn(job)
+        _learn(tmp_path, _Loss(nan=tuple(range(4, 30))), starts=("yarn",))
 
 
 @pytest.mark.parametrize("die_at", [1, 3, 10, 17, 25])
@@ -244,30 +213,29 @@ def test_repeated_nan_is_an_error(tmp_path: Path) -> None:
 def test_killed_and_restarted_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int, interval: float
 ) -> None:
-    monkeypatch.setattr(gradient_module, "SAVE_SECONDS", interval)
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", interval)
     options = {"learn_attention_factor": True}
-    whole = learn(_job(tmp_path / "whole", _Loss(), **options))
+    whole = _learn(tmp_path / "whole", _Loss(), **options)
     with pytest.raises(KeyboardInterrupt):
-        learn(_job(tmp_path / "part", _Loss(die_at=die_at), **options))
-    resumed = learn(_job(tmp_path / "part", _Loss(), **options))
+        _learn(tmp_path / "part", _Loss(die_at=die_at), **options)
+    resumed = _learn(tmp_path / "part", _Loss(), **options)
     assert resumed.factors == whole.factors
     assert resumed.history == whole.history
     assert resumed.cost.steps == whole.cost.steps
 
 
 def test_finished_search_is_not_repeated(tmp_path: Path) -> None:
-    whole = learn(_job(tmp_path, _Loss()))
+    whole = _learn(tmp_path, _Loss())
     loss = _Loss()
-    assert learn(_job(tmp_path, loss)).factors == whole.factors
+    assert _learn(tmp_path, loss).factors == whole.factors
     assert loss.calls == 0
 
 
 def test_time_that_is_over_gives_the_best_so_far(tmp_path: Path) -> None:
-    job = _job(tmp_path, _Loss(), max_minutes=1e-9)
-    outcome = learn(job)
+    outcome = _learn(tmp_path, _Loss(), max_minutes=1e-9)
     assert not outcome.finished
     assert outcome.cost.steps == 0
-    assert learn(_job(tmp_path, _Loss())).finished
+    assert _learn(tmp_path, _Loss()).finished
 
 
 @pytest.mark.parametrize(
@@ -278,15 +246,21 @@ def test_time_that_is_over_gives_the_best_so_far(tmp_path: Path) -> None:
         ({"steps": 0}, "--steps: 0 is not a number above 0"),
         ({"batch_size": 0}, "--batch-size: 0 is not a number above 0"),
         ({"learning_rate": math.nan}, "--learning-rate: nan is not a positive number"),
-        ({"max_factor": 4.0}, "--max-factor: 4 is below"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, options, message: str) -> None:
     with pytest.raises(InputError) as error:
-        learn(_job(tmp_path, _Loss(), **options))
+        _learn(tmp_path, _Loss(), **options)
     assert message in str(error.value)
 
 
 def test_objective_without_needles_is_refused() -> None:
     with pytest.raises(InputError, match="--objective: document: factors are learned on needles"):
-        SearchSettings(Path(), Path(), Path(), 2048, algorithm="gradient", objective="document")
+        SearchSettings(
+            load=Path(),
+            books=Path(),
+            output=Path(),
+            target_length=2048,
+            algorithm="gradient",
+            objective=ObjectiveSettings(objective="document"),
+        )

@@ -1,4 +1,4 @@
-"""longrope2-search --algorithm gradient as users launch it: results, two workers, SIGKILL, bad input."""
+"""`longrope2 search` --algorithm gradient as users launch it: results, two workers, SIGKILL, bad input."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from megatron_longrope2.rope import make_factors
 from tests.distributed.launch import torchrun
-from tests.search.command import TOOL, kill, refused, results, search
+from tests.search.command import SEARCH, kill, refused, results, search
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": 64, "target_length": 256}
 
@@ -41,12 +41,14 @@ def test_results_are_whole(one_worker: Path) -> None:
 
 def test_two_workers_learn_what_one_learns(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     """To rounding: the sum of two workers' gradients is another order of additions."""
-    torchrun(2, TOOL, *_arguments(tiny_root, tmp_path / "two"))
+    torchrun(2, *SEARCH, *_arguments(tiny_root, tmp_path / "two"))
     one, two = results(one_worker), results(tmp_path / "two")
     assert two[1]["long_factor"] == pytest.approx(one[1]["long_factor"], rel=1e-5)
 
 
-def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
+def test_killed_search_continues_to_the_same_result(
+    tiny_root: Path, tmp_path: Path, one_worker: Path
+) -> None:
     output = tmp_path / "killed"
     kill(output, *_arguments(tiny_root, output))
     search(*_arguments(tiny_root, output))

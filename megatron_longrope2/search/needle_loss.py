@@ -11,17 +11,17 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel
+from megatron_longrope2.scoring.forward import local_sample, stage_output
 from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
 from megatron_longrope2.scoring.samples import Sample
-from megatron_longrope2.search.learned import LearnedFactors
-from megatron_longrope2.search.scoring import local_sample, stage_output
 
 LARGEST_LOSS = 8.0
 """Nats: a token whose loss is above has no gradient, so that a hopeless one does not outweigh the rest."""
 
 
-class ModelLoss:
+class NeedleLoss:
     """The `DifferentiableLoss` of a Megatron model whose weights are frozen.
 
     Samples are dealt to the data-parallel groups in turn; a group sends its own through its pipeline as
@@ -73,7 +73,7 @@ class ModelLoss:
             return share * weight, share.detach()
 
         # On the last stage a backward pass follows its forward pass at once: the restriction of the last
-        # layer stays until the next one, so that recomputation finds it too.
+        # layer stays until the next forward pass, so that recomputation finds it too.
         with ExitStack() as restriction:
 
             def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
@@ -82,7 +82,7 @@ class ModelLoss:
                 restrict = can_restrict(chunk, len(local.rows))
                 if restrict:
                     restriction.enter_context(only_rows(chunk, local.rows))
-                return stage_output(chunk, local, self.vocab_size, restrict), loss_of
+                return stage_output(chunk, local, self.vocab_size, restricted=restrict), loss_of
 
             for chunk in self.model.chunks:
                 chunk.train()  # upstream recomputes in training mode only; the model has no dropout

@@ -1,4 +1,4 @@
-"""Scores fixed pairs on a checkpoint in one layout and writes the losses: launched by test_scoring."""
+"""Scores fixed pairs on a checkpoint in one layout and writes the losses: launched by test_factors."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from megatron_longrope2.model.loading import load_model
-    from megatron_longrope2.search.scoring import ModelScorer
+    from megatron_longrope2.scoring.megatron import MegatronScorer
     from tests.search.tiny_model import fixed_jobs
 
     tensor, pipeline, context, *extra = layout
@@ -25,14 +25,20 @@ def main() -> None:
         extra_arguments=tuple(extra),
     )
     jobs = fixed_jobs(Path(root))
-    losses = ModelScorer(model)(jobs)
-    whole = ModelScorer(model, restrict_last_layer=False)(jobs)
-    again = ModelScorer(model)(jobs[::-1])[::-1]
+    losses = score(MegatronScorer(model), jobs)
+    whole = score(MegatronScorer(model, restrict_last_layer=False), jobs)
+    again = score(MegatronScorer(model), jobs[::-1])[::-1]
     report = {"losses": losses, "whole_last_layer": whole, "again": again, "largest": None}
     if dist.get_world_size() == 1:
-        report["largest"] = largest_tensor(ModelScorer(model), jobs[:1])
+        report["largest"] = largest_tensor(MegatronScorer(model), jobs[:1])
     Path(f"{output}.{dist.get_rank()}").write_text(json.dumps(report))
     dist.destroy_process_group()
+
+
+def score(scorer, jobs) -> list[float]:
+    """Summed negative log-likelihood of each (factors, sample)."""
+    factors, samples = zip(*jobs, strict=True)
+    return [found.total for found in scorer(samples, factors)]
 
 
 def largest_tensor(scorer, jobs) -> int:
@@ -51,7 +57,7 @@ def largest_tensor(scorer, jobs) -> int:
             return result
 
     with Watch():
-        scorer(jobs)
+        score(scorer, jobs)
     return Watch.largest
 
 

@@ -27,7 +27,7 @@ def reference(tiny_root: Path) -> list[float]:
 def test_scores_are_those_of_full_logits(tiny_root: Path, tmp_path: Path, reference, layout: str) -> None:
     processes, arguments = LAYOUTS[layout]
     output = tmp_path / "losses.json"
-    torchrun(processes, "-m", "tests.search.score_worker", tiny_root, output, *arguments)
+    torchrun(processes, "-m", "tests.scoring.score_worker", tiny_root, output, *arguments)
     reports = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(processes)]
     assert all(report["losses"] == reports[0]["losses"] for report in reports)
     assert reports[0]["losses"] == pytest.approx(reference, rel=1e-4)

@@ -1,15 +1,12 @@
 """The parameterisation of learned factors keeps its constraints, wherever a step leads."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.learned_factors import LearnedFactors, isotonic
 from megatron_longrope2.rope import make_factors
-from megatron_longrope2.search.learned import LearnedFactors, isotonic
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 32, "original_length": 256, "target_length": 2048}
 METHODS = ["none", "pi", "ntk", "yarn"]
@@ -32,26 +29,16 @@ def test_isotonic_is_pool_adjacent_violators(values: torch.Tensor) -> None:
 
 @given(
     st.sampled_from(METHODS),
-    st.booleans(),
-    st.sampled_from([None, 8.0, 30.0]),
     st.lists(st.floats(-100, 100), min_size=16, max_size=16),
 )
 @settings(deadline=None)
-def test_whatever_the_step_factors_stay_valid(method, fixed, largest, moves) -> None:
-    learned = LearnedFactors(
-        make_factors(method, **GEOMETRY), fixed_below_critical_dim=fixed, max_factor=largest
-    )
+def test_whatever_the_step_factors_stay_valid(method, moves) -> None:
+    learned = LearnedFactors(make_factors(method, **GEOMETRY))
     learned.u.data += torch.tensor(moves[: len(learned.u)], dtype=torch.float64)
     learned.project()
     factors = learned.to_factors()  # RopeFactors itself refuses what decreases or is below 1
     assert factors.long_factor[0] == 1
-    assert factors.long_factor[-1] <= (largest or math.inf) * (1 + 1e-9)
     assert factors.attention_factor.long == 1
-    if fixed:
-        first, above = learned.first, factors.long_factor[learned.first :]
-        assert min(above) >= 8 * (1 - 1e-9)
-        for i in range(first):
-            assert factors.long_factor[i] == pytest.approx(above[0] ** (i / first))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,8 +66,3 @@ def test_attention_factor_begins_at_the_starts() -> None:
     fixed = LearnedFactors(start)
     assert fixed.to_factors().attention_factor.long == pytest.approx(start.attention_factor.long)
     assert not fixed.log_attention.requires_grad
-
-
-def test_bound_below_the_scale_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--max-factor: 4 is below target length / original length, 8"):
-        LearnedFactors(make_factors("ntk", **GEOMETRY), max_factor=4)

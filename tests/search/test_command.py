@@ -1,4 +1,4 @@
-"""longrope2-search as users launch it: workers, SIGKILL, bad input."""
+"""`longrope2 search` as users launch it: workers, SIGKILL, bad input."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.distributed.launch import torchrun
-from tests.search.command import TOOL, kill, refused, results, search
+from tests.search.command import SEARCH, kill, refused, results, search
 
 SETTINGS = (
     "--target-length",
@@ -68,14 +68,16 @@ def test_tensorboard_has_every_generation(one_worker: Path) -> None:
 
 def test_two_workers_find_what_one_finds(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
     output = tmp_path / "two"
-    torchrun(2, TOOL, *_arguments(tiny_root, output))
+    torchrun(2, *SEARCH, *_arguments(tiny_root, output))
     one, two = results(one_worker), results(output)
     assert two[1]["long_factor"] == one[1]["long_factor"]
     assert two[0]["history"] == one[0]["history"]
     assert two[0]["held_out"] == one[0]["held_out"]
 
 
-def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Path, one_worker: Path) -> None:
+def test_killed_search_continues_to_the_same_result(
+    tiny_root: Path, tmp_path: Path, one_worker: Path
+) -> None:
     output = tmp_path / "killed"
     kill(output, *_arguments(tiny_root, output))
     search(*_arguments(tiny_root, output))
@@ -90,7 +92,7 @@ def test_killed_search_goes_on_to_the_same_result(tiny_root: Path, tmp_path: Pat
         (("--load", "nowhere"), "nowhere: no Megatron checkpoint there"),
         (("--books", "nowhere.txt"), "nowhere.txt: cannot be read"),
         (("--target-length", "64"), "target_length: 64 is not larger than original_length 64"),
-        (("--population", "0"), "population: 0 is empty"),
+        (("--population", "0"), "--population: 0 is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tiny_root: Path, tmp_path: Path, arguments, message) -> None:
@@ -104,6 +106,6 @@ def test_state_of_another_search_is_refused(tiny_root: Path, one_worker: Path) -
 
 
 def test_dry_run_prints_the_cost_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    printed = search(*_arguments(tiny_root, tmp_path / "out", "--dry-run", "--value-kind", "word"))
+    printed = search(*_arguments(tiny_root, tmp_path / "out", "--dry-run"))
     assert "at most 30 candidates, 120 evaluations of 256 tokens" in printed
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,217 @@
+"""A search from start to end: model, samples, strategy, held-out comparison, results."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.model.learned_factors import LearnedFactors
+from megatron_longrope2.model.loading import LoadedModel, load_model
+from megatron_longrope2.rope import RopeFactors, load_factors
+from megatron_longrope2.scoring.megatron import MegatronScorer
+from megatron_longrope2.scoring.samples import Sample, document_samples
+from megatron_longrope2.search.evolve import EvolutionStrategy
+from megatron_longrope2.search.gradient import GradientStrategy
+from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, comparison_methods, score_samples
+from megatron_longrope2.search.needle_loss import NeedleLoss
+from megatron_longrope2.search.report import write_results
+from megatron_longrope2.search.session import Outcome, Session, on_main
+from megatron_longrope2.search.settings import SearchSettings
+from megatron_longrope2.search.space import SearchSpace
+
+HELD_OUT_SEED = 1_000_003
+"""Added to the seed for the held-out needles: other values and places, and keys of the other pool."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run.
+
+    Attributes:
+        strategy: what proposes candidates.
+        given: warm starts.
+        held_out: needles with other keys, values and places than the search's, at depths from start to end.
+    """
+
+    session: Session
+    space: SearchSpace
+    strategy: EvolutionStrategy | GradientStrategy
+    given: Sequence[RopeFactors]
+    held_out: Sequence[Sample]
+
+    def run(self) -> Outcome:
+        """Run the strategy, from its saved state if there is one."""
+        return self.session.run(self.strategy)
+
+
+def run_search(settings: SearchSettings) -> dict[str, Any]:
+    """Search, compare on held-out needles and write the results; the content of search.json.
+
+    Raises:
+        InputError: bad input, found before the search starts; or a state of another search.
+    """
+    search = prepare(settings)
+    try:
+        outcome = search.run()
+        methods = comparison_methods(outcome.factors, search.given) | outcome.compared
+        held_out = None
+        if search.held_out:
+            scores = score_samples(search.session.scorer, methods, search.held_out)
+            held_out = compare(scores, outcome.factors.method)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            raise SystemExit(
+                f"error: another rank of this job was lost ({str(error).splitlines()[0]}); "
+                "run the same command again: the search continues from its last state"
+            ) from error
+        raise
+    return on_main(lambda: write_results(search.session, search.space, outcome, methods, held_out))
+
+
+def load(settings: SearchSettings) -> LoadedModel:
+    """The model of a search; once a process."""
+    layout = settings.layout
+    # The fused RoPE kernel cannot apply an attention factor, and has no gradient for the angles.
+    arguments = "--no-rope-fusion --attention-dropout 0 --hidden-dropout 0"
+    if settings.algorithm == "gradient" and not settings.gradient.no_recompute:
+        arguments += " --recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+    return load_model(
+        settings.load,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        params_dtype=torch.bfloat16 if layout.bf16 else torch.float32,
+        extra_arguments=tuple(arguments.split()),
+    )
+
+
+def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Search:
+    """Load the model, unless it is given, and draw the samples.
+
+    Raises:
+        InputError: bad input.
+    """
+    model = model or load(settings)
+    rope, tokenizer = model.factors, model.tokenizer()
+    space = SearchSpace(
+        rope.rope_base,
+        rope.rotary_dim,
+        rope.original_length,
+        settings.target_length,
+        settings.space.search_space,
+        settings.space.search_dims,
+        settings.space.fix_attention_factor,
+    )
+    books = read_books(settings.books)
+    per_text = settings.objective.needles_per_document
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train", needles_per_document=per_text)
+    if settings.objective.objective == "document":
+        samples = document_samples(tokenizer, books, settings.samples, space.target_length, settings.seed)
+    else:
+        drawn = sampler.samples(settings.samples, space.target_length, settings.needle_depths)
+        samples = [Sample.from_needle(one) for one in drawn]
+    given = [
+        load_factors(
+            place,
+            rope_base=rope.rope_base,
+            rotary_dim=rope.rotary_dim,
+            original_length=rope.original_length,
+            target_length=space.target_length,
+        )
+        for place in settings.init_factors
+    ]
+    fingerprint = _fingerprint(settings, space, samples, given, model)
+    session = Session(settings, MegatronScorer(model), samples, fingerprint)
+    strategy: EvolutionStrategy | GradientStrategy
+    if settings.algorithm == "gradient":
+        strategy = GradientStrategy(session, space, NeedleLoss(model), sampler, given)
+    else:
+        strategy = EvolutionStrategy(session, space, given)
+    return Search(session, space, strategy, given, _held_out(settings, sampler))
+
+
+def _held_out(settings: SearchSettings, sampler: NeedleSampler) -> list[Sample]:
+    objective = settings.objective
+    if not objective.held_out_samples:
+        return []
+    books = read_books(objective.held_out_books or settings.books)
+    seed = settings.seed + HELD_OUT_SEED
+    held_out = NeedleSampler(sampler.tokenizer, books, seed=seed, keys="held_out")
+    drawn = held_out.samples(objective.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)
+    return [Sample.from_needle(one) for one in drawn]
+
+
+def _fingerprint(
+    settings: SearchSettings,
+    space: SearchSpace,
+    samples: Sequence[Sample],
+    given: list[RopeFactors],
+    model: LoadedModel,
+) -> dict[str, Any]:
+    """What decides the result; parallel sizes and budgets do not."""
+    own = asdict(settings.gradient if settings.algorithm == "gradient" else settings.evolution)
+    own = {name: value for name, value in own.items() if name not in ("max_evaluations", "no_recompute")}
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.tokens.numpy().tobytes())
+        digest.update(sample.mask.numpy().tobytes())
+    return {
+        "algorithm": settings.algorithm,
+        "seed": settings.seed,
+        "model": str(Path(settings.load).resolve()),
+        "iteration": int(model.args.iteration),
+        "dtype": "bfloat16" if settings.layout.bf16 else "float32",
+        "space": asdict(space),
+        settings.algorithm: own,
+        "objective": settings.objective.objective,
+        "needles_per_document": settings.objective.needles_per_document,
+        "samples": digest.hexdigest(),
+        "init_factors": [list(factors.long_factor) for factors in given],
+    }
+
+
+def expected_cost(settings: SearchSettings) -> dict[str, Any]:
+    """What a search would cost at most; an evaluation and a step are timed, each after one to warm up.
+
+    Returns:
+        `candidates`, `evaluations` (without pruning), `seconds_per_evaluation` of one data-parallel group,
+        `steps`, `seconds_per_step` (0 for the evolution), `tokens`, `workers`, `seconds`, `gpu_hours`.
+    """
+    search = prepare(settings)
+    session, strategy = search.session, search.strategy
+    factors, sample = next(search.space.baselines()), session.samples[0]
+    seconds = _timed(lambda: session.scorer([sample], [factors]))
+    candidates, steps, seconds_per_step, trained = settings.evolution.candidates, 0, 0.0, 0
+    if isinstance(strategy, GradientStrategy):
+        candidates, steps = strategy.expected_cost()
+        batch = [sample] * settings.gradient.batch_size
+        seconds_per_step = _timed(lambda: strategy.loss(LearnedFactors(factors), batch))
+        trained = steps * len(batch)
+    evaluations = candidates * len(session.samples)
+    total = evaluations * seconds / session.scorer.workers + steps * seconds_per_step
+    return {
+        "candidates": candidates,
+        "evaluations": evaluations,
+        "steps": steps,
+        "tokens": (evaluations + trained) * settings.target_length,
+        "workers": session.scorer.workers,
+        "seconds_per_evaluation": seconds,
+        "seconds_per_step": seconds_per_step,
+        "seconds": total,
+        "gpu_hours": total * dist.get_world_size() / 3600,
+    }
+
+
+def _timed(action: Callable[[], Any]) -> float:
+    for _ in range(2):
+        started = time.monotonic()
+        action()
+        seconds = time.monotonic() - started
+    return seconds
