@@ -43,7 +43,9 @@ def longrope2() -> App:
         help=f"{__doc__}\n\n`longrope2 VERB --help` lists the options of a verb.",
         version=__version__,
         help_format="markdown",
-        default_parameter=Parameter(consume_multiple=True, negative=(), show_default=_as_typed),
+        default_parameter=Parameter(
+            consume_multiple=True, allow_repeating=True, negative=(), show_default=_as_typed
+        ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
     )

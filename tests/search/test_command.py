@@ -52,7 +52,7 @@ def test_results_are_whole(one_worker: Path) -> None:
     assert [float(line) for line in lines] == factors["long_factor"]
     for name in ("fitness.png", "critical_dims.png", "factors.png"):
         assert (one_worker / name).stat().st_size > 5000
-    assert "| yarn |" in (one_worker / "search.md").read_text()
+    assert "| yarn " in (one_worker / "search.md").read_text()
 
 
 def test_tensorboard_has_every_generation(one_worker: Path) -> None:
