@@ -4,31 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors, yarn_attention_factor
+from megatron_longrope2.rope import AttentionFactor, RopeFactors, yarn_attention_factor
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.search.candidate import perplexity
+from megatron_longrope2.search.space import SearchSpace
 from megatron_longrope2.statistics import mean_interval, paired_difference
 
 HELD_OUT_DEPTHS = tuple(i / 9 for i in range(10))
 
 
-def comparison_methods(winner: RopeFactors, given: Sequence[RopeFactors]) -> dict[str, RopeFactors]:
+def comparison_methods(
+    space: SearchSpace, winner: RopeFactors, given: Sequence[RopeFactors]
+) -> dict[str, RopeFactors]:
     """The winner first, then the closed-form methods at its critical dimension, and the warm starts."""
     methods = {winner.method: winner}
-    for method in ("none", "pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"):
-        try:
-            methods[method] = make_factors(
-                method,
-                rope_base=winner.rope_base,
-                rotary_dim=winner.rotary_dim,
-                original_length=winner.original_length,
-                target_length=winner.target_length,
-                critical_dim=winner.critical_dim if method.endswith("-rcd") else None,
-            )
-        except InputError:
-            continue  # the winner has no critical dimension, or YaRN-rcd's ramp would start above it
+    for name in ("none", "pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"):
+        methods |= {one.method: one for one in space.closed_form(name, winner.critical_dim)}
     temperature = AttentionFactor(long=yarn_attention_factor(winner.scale))
     methods["yarn+attention"] = replace(methods["yarn"], attention_factor=temperature)
     return methods | {f"given {number}: {one.method}": one for number, one in enumerate(given)}

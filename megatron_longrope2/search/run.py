@@ -60,7 +60,7 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
     search = prepare(settings)
     try:
         outcome = search.run()
-        methods = comparison_methods(outcome.factors, search.given) | outcome.compared
+        methods = comparison_methods(search.space, outcome.factors, search.given) | outcome.compared
         held_out = None
         if search.held_out:
             scores = score_samples(search.session.scorer, methods, search.held_out)

@@ -169,18 +169,20 @@ class SearchSpace:
                     name = f"{factors.method}+attention"
                     yield replace(factors, method=name, attention_factor=temperature)
 
-    def closed_form(self, method: str) -> list[RopeFactors]:
+    def closed_form(self, method: str, critical_dim: int | None = None) -> list[RopeFactors]:
         """What a method's name stands for: one set of factors, for "ramp" one a place where it may begin.
 
-        The critical dimension of the "-rcd" ones is the middle of the candidates; where YaRN's ramp would
-        start above it, there is none.
+        Args:
+            critical_dim: of the "-rcd" methods; None: the middle of the candidates. Where YaRN's ramp would
+                start above it, there is no set.
         """
         if method == "ramp":
             ramps = ((one, self._factors("yarn", beta_fast=one, truncate=False)) for one in RAMP_PERIODS)
             return [replace(factors, method=f"ramp-{one}") for one, factors in ramps]
-        dim = self.critical_dims[len(self.critical_dims) // 2] if method.endswith("-rcd") else None
+        if critical_dim is None:
+            critical_dim = self.critical_dims[len(self.critical_dims) // 2]
         try:
-            return [self._factors(method, critical_dim=dim)]
+            return [self._factors(method, critical_dim=critical_dim if method.endswith("-rcd") else None)]
         except InputError:
             if method == "yarn-rcd":
                 return []
@@ -342,7 +344,7 @@ class SearchSpace:
     def _redraw_below(
         self, vector: FloatArray, dim: int, probability: float, rng: np.random.Generator
     ) -> None:
-        """Redraw factors below `dim` between their neighbours; the first stays (METHOD section 2)."""
+        """Redraw factors below `dim` between their neighbours; the first one stays 1."""
         for i in range(1, dim):
             if rng.random() < probability:
                 vector[i] = self._draw(float(vector[i - 1]), float(max(vector[i + 1], vector[i - 1])), rng)
