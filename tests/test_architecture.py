@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point one way, there are no circles, and README's table names the tree."""
+"""The rooms of the package: imports point one way, without circles, and README's table names the tree."""
 
 import ast
 import re
@@ -8,7 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "megatron_longrope2"
-ROOMS = ("rope", "model", "data", "scoring", "search", "checkpoint", "training", "evaluation", "planning", "launch")
+ROOMS = (
+    "rope",
+    "model",
+    "data",
+    "scoring",
+    "search",
+    "checkpoint",
+    "training",
+    "evaluation",
+    "planning",
+    "launch",
+)
 MAY_IMPORT = {
     "rope": (),
     "model": ("rope",),

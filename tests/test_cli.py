@@ -1,18 +1,9 @@
 """`longrope2`: its verbs, its help, and how bad input ends."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 from megatron_longrope2.cli import VERBS
+from tests.processes import ROOT, longrope2
 
-ROOT = Path(__file__).parents[1]
 VERB_NAMES = [verb for verbs in VERBS.values() for verb in verbs]
-
-
-def longrope2(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "megatron_longrope2", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_help_lists_every_verb_with_a_line_in_the_pipelines_order() -> None:

@@ -14,7 +14,7 @@ from megatron_longrope2.data.pools import write_documents
 from tests.checkpoint.test_parity import TOLERANCE, differences
 from tests.checkpoint.test_round_trip import longrope2_factors, weights
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VOCAB, save_model
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 
 
 @pytest.mark.slow

@@ -1,33 +1,16 @@
-"""Start a worker under torchrun on this machine and show what it printed if it fails."""
+"""The real torchrun, for what only it does; `tests.processes.torchrun` is the quick one."""
 
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, free_port, torchrun
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+__all__ = ["ROOT", "free_port", "launch", "torchrun"]
 
 
-def torchrun(processes: int, *command: str | Path, timeout: int = 600) -> str:
-    """Run `command` in so many processes; return its output.
-
-    Raises:
-        AssertionError: exit status other than 0, with the end of the output.
-    """
-    finished = launch(processes, *command, timeout=timeout)
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-6000:]
-    return finished.stdout + finished.stderr
-
-
-def launch(processes: int, *command: str | Path, timeout: int = 600) -> subprocess.CompletedProcess[str]:
-    """Run `command` in so many processes, whatever becomes of it."""
+def launch(processes: int, *command: object, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """Run `command` under torchrun in so many processes, whatever becomes of it."""
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "WORLD_SIZE"}}
     return subprocess.run(
         [

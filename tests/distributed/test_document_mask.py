@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_longrope2.files import read_json
-from tests.distributed.launch import torchrun
 from tests.distributed.mask_worker import LENGTHS
+from tests.processes import torchrun
 from tests.training.conftest import OPTIONS, ORIGINAL
 
 WORKER = Path(__file__).with_name("mask_worker.py")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from megatron.core import dist_checkpointing
 
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 from tests.training.conftest import OPTIONS
 
 STEPS = 4

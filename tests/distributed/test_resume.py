@@ -13,7 +13,7 @@ from megatron.core import dist_checkpointing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_longrope2.files import write_json
-from tests.distributed.launch import ROOT, torchrun
+from tests.processes import ROOT, torchrun
 from tests.training.conftest import OPTIONS
 
 LOSSES = ("lm loss", "short window loss", "long window loss", "short window tokens", "grad-norm")

@@ -9,7 +9,7 @@ import torch
 
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.rope import make_factors
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 
 WORKER = Path(__file__).with_name("train_worker.py")
 ORIGINAL, TARGET, VOCAB = 64, 256, 256

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 from tests.search.tiny_model import TARGET, fixed_jobs, reference_scores
 
 WORKER = Path(__file__).with_name("score_worker.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 from tests.search.command import SEARCH, kill, refused, results, search
 
 SETTINGS = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_longrope2.rope import make_factors
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 from tests.search.command import SEARCH, kill, refused, results, search
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": 64, "target_length": 256}

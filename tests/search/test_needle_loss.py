@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import torchrun
+from tests.processes import torchrun
 
 LAYOUTS = {
     "recompute": (1, ("1", "1", "1", "recompute")),
