@@ -4,12 +4,12 @@ import importlib.util
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 from megatron.core import dist_checkpointing
-from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.argument_utils import ArgumentGroupFactory, gpt_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import (
     checkpoint_exists,
@@ -21,28 +21,23 @@ from megatron.training.global_vars import set_global_variables
 from megatron_longrope2.device import distributed_backend, has_gpu
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.builder import LongRoPE2ModelConfig
+from megatron_longrope2.model.settings import ModelSettings
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 
-# What a checkpoint says of its model and upstream's `load_args_from_checkpoint` does not restore.
-MODEL_ARGUMENTS = ("layernorm_epsilon", "qk_layernorm", "vocab_size", "original_length", "longrope2_factors")
+
+def add_settings(parser: ArgumentParser, settings: type) -> None:
+    """Give a parser the fields of a settings dataclass as options; the class docstring is their help."""
+    documented = docstring_parser.parse(settings.__doc__ or "")
+    group = ArgumentGroupFactory(settings)
+    group.field_docstrings = {
+        entry.arg_name: (entry.description or "").replace("%", "%%") for entry in documented.params
+    }
+    group.build_group(parser, (documented.short_description or "").rstrip(".")).description = None
 
 
 def add_model_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """The arguments of the rescaled-RoPE layer; hand this to Megatron as `extra_args_provider`."""
-    group = parser.add_argument_group("LongRoPE2 model")
-    group.add_argument(
-        "--rope-factors",
-        metavar="FILE",
-        help="factor file (factors.json), or the name of a published set; default: what the checkpoint "
-        "holds, else no rescaling",
-    )
-    group.add_argument(
-        "--original-length",
-        type=int,
-        metavar="TOKENS",
-        help="window the model was pre-trained on: documents of at most this length keep the original RoPE; "
-        "default: what the factors or the checkpoint say",
-    )
+    """Add the options of the rescaled RoPE; hand this to Megatron as `extra_args_provider`."""
+    add_settings(parser, ModelSettings)
     return parser
 
 
@@ -94,11 +89,7 @@ def model_config(args: Namespace) -> LongRoPE2ModelConfig:
     Raises:
         InputError: the factors are another model's.
     """
-    upstream = gpt_config_from_args(args)
-    values = {field.name: getattr(upstream, field.name) for field in fields(upstream)}
-    if values["transformer_layer_spec"] is None:
-        del values["transformer_layer_spec"]
-    return LongRoPE2ModelConfig(rope_factors=factors_of(args), **values)
+    return LongRoPE2ModelConfig(rope_factors=factors_of(args), **vars(gpt_config_from_args(args)))
 
 
 def factors_of(args: Namespace) -> RopeFactors:
@@ -117,24 +108,19 @@ def resolve_factors(args: Namespace) -> RopeFactors:
     elif args.longrope2_factors is not None:
         factors = RopeFactors.from_dict(args.longrope2_factors, source=f"{args.load}: longrope2_factors")
     else:
-        return _unscaled(args)
-    if args.original_length is not None and args.original_length != factors.original_length:
+        factors = make_factors(
+            "none",
+            rope_base=args.rotary_base,
+            rotary_dim=int(args.kv_channels * args.rotary_percent),
+            original_length=args.original_length,
+            target_length=max(args.seq_length, 2 * args.original_length),
+        )
+    if args.original_length not in (None, factors.original_length):
         raise InputError(
             f"{args.rope_factors or args.load}: original_length: {factors.original_length} is not the "
             f"model's {args.original_length}; use factors made for this model, or pass --original-length"
         )
     return factors
-
-
-def _unscaled(args: Namespace) -> RopeFactors:
-    original = args.original_length
-    return make_factors(
-        "none",
-        rope_base=args.rotary_base,
-        rotary_dim=int(args.kv_channels * args.rotary_percent),
-        original_length=original,
-        target_length=max(args.seq_length, 2 * original),
-    )
 
 
 def _checkpoint_source(args: Namespace) -> str | None:
@@ -151,23 +137,31 @@ def _checkpoint_source(args: Namespace) -> str | None:
         option = "--pretrained-checkpoint" if args.pretrained_checkpoint else "--load"
         raise InputError(
             f"{where}: no Megatron checkpoint there (latest_checkpointed_iteration.txt is missing); "
-            f"give {option} a folder that convert_hf_to_megatron or pretrain wrote"
+            f"give {option} a folder that `longrope2 import` or `longrope2 train` wrote"
         )
     return None
 
 
 def _load_checkpoint_args(args: Namespace, source: str) -> None:
+    folder = getattr(args, source)
     try:
         load_args_from_checkpoint(args, load_arg=source)
-        _load_our_args(args, source)
+        path = get_load_checkpoint_path_by_args(args, load_arg=source)
+        saved = dist_checkpointing.load_common_state_dict(path)["args"]
     # Whatever upstream's and torch's readers meet in a damaged folder; SystemExit for a broken tracker file.
     except (Exception, SystemExit) as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InputError(
-            f"{getattr(args, source)}: the checkpoint cannot be read ({reason}); copy it again, or give "
-            "an earlier one with --ckpt-step"
+            f"{folder}: the checkpoint cannot be read ({reason}); copy it again, or give an earlier one with "
+            "--ckpt-step"
         ) from error
-    args.tokenizer_model = _tokenizer_model(args.tokenizer_model, Path(getattr(args, source)))
+    # What upstream's `load_args_from_checkpoint` does not restore: parts of the model, and what is ours.
+    for name in ("layernorm_epsilon", "qk_layernorm"):
+        setattr(args, name, getattr(saved, name, getattr(args, name)))
+    for name in ("vocab_size", "original_length", "longrope2_factors"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(saved, name, None))
+    args.tokenizer_model = _tokenizer_model(args.tokenizer_model, Path(folder))
 
 
 def _tokenizer_model(recorded: str | None, folder: Path) -> str | None:
@@ -184,17 +178,6 @@ def _tokenizer_model(recorded: str | None, folder: Path) -> str | None:
             f"{folder}: tokenizer_model: {recorded} is gone; copy the tokenizer's files to {beside}"
         )
     return str(beside)
-
-
-def _load_our_args(args: Namespace, source: str) -> None:
-    path = Path(get_load_checkpoint_path_by_args(args, load_arg=source))
-    saved = dist_checkpointing.load_common_state_dict(path)["args"]
-    for name in MODEL_ARGUMENTS:
-        value = getattr(saved, name, None)
-        if value is not None and (
-            getattr(args, name, None) is None or name in ("layernorm_epsilon", "qk_layernorm")
-        ):
-            setattr(args, name, value)
 
 
 def _adapt_to_device(args: Namespace) -> None:

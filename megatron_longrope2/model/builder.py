@@ -10,7 +10,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.layer_specs import longrope2_layer_spec
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
-from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.rope import AttentionFactor, RopeFactors
 
 
 @dataclass(kw_only=True)
@@ -19,10 +19,11 @@ class LongRoPE2ModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "megatron_longrope2.model.builder.LongRoPE2ModelBuilder"
     rope_factors: RopeFactors
-    transformer_layer_spec: Any = longrope2_layer_spec
 
     def __post_init__(self) -> None:
         """Raises InputError if the factors are another model's, or the fused kernel cannot apply them."""
+        if self.transformer_layer_spec is None:  # without --spec
+            self.transformer_layer_spec = longrope2_layer_spec
         factors = self.rope_factors
         rotary_dim = int(self.transformer.kv_channels * self.rotary_percent)
         if factors.rotary_dim != rotary_dim:
@@ -35,11 +36,7 @@ class LongRoPE2ModelConfig(GPTModelConfig):
                 f"--rope-factors: rope_base: {factors.rope_base:g} is not the model's {self.rotary_base:g}; "
                 "use a factor file made for this model"
             )
-        attention_factor = factors.attention_factor
-        if self.transformer.apply_rope_fusion and (attention_factor.short, attention_factor.long) != (
-            1.0,
-            1.0,
-        ):
+        if self.transformer.apply_rope_fusion and factors.attention_factor != AttentionFactor():
             raise InputError(
                 "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other "
                 "than 1; pass --no-rope-fusion"
@@ -61,5 +58,5 @@ class LongRoPE2ModelBuilder(GPTModelBuilder):
         )
         model.rotary_pos_emb = rotary
         for layer in model.decoder.layers:
-            layer.self_attention.rotary = (rotary,)
+            layer.self_attention.active = rotary.active
         return model

@@ -28,12 +28,3 @@ def local_token_indices(cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) ->
         lengths
     )
     return starts.flatten().repeat_interleave(lengths) + within_run
-
-
-def gathered_order(cu_seqlens: torch.Tensor, cp_size: int) -> torch.Tensor:
-    """Where each position of the pack stands in the ranks' shards laid end to end, [tokens].
-
-    `torch.cat(shards)[gathered_order(...)]` is the pack in its own order.
-    """
-    held = torch.cat([local_token_indices(cu_seqlens, cp_size, rank) for rank in range(cp_size)])
-    return held.argsort()

@@ -1,17 +1,24 @@
 """The arguments of mixed context window training, beside Megatron's own."""
 
+import re
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from megatron.training.arguments import add_megatron_arguments
 from megatron.training.utils import warn_rank_0
 
 from megatron_longrope2.data.mix import load_mix_pools
 from megatron_longrope2.data.pools import Pool
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.model.arguments import add_model_arguments, factors_of, parse_model_arguments
+from megatron_longrope2.model.arguments import (
+    add_model_arguments,
+    add_settings,
+    factors_of,
+    parse_model_arguments,
+)
 from megatron_longrope2.rope import AttentionFactor, RopeFactors
-from megatron_longrope2.training.learned_factors import add_factor_arguments, check_factor_arguments
+from megatron_longrope2.training.settings import FactorTrainingSettings, MixedWindowSettings
 
 # Upstream averages the loss over micro-batches and context-parallel ranks as if each held as many tokens with
 # a loss. Packed segments do not: only a loss per token is the same in every parallel layout.
@@ -26,44 +33,20 @@ DEFAULTS: dict[str, Any] = {"dataloader_type": "single", "eval_interval": 1000, 
 
 
 def add_training_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """Our arguments; hand this to Megatron as `extra_args_provider`."""
+    """Add our options; hand this to Megatron as `extra_args_provider`."""
     parser = add_model_arguments(parser)
-    group = parser.add_argument_group("LongRoPE2 mixed context window training")
-    for option, what in (("--pool", "training"), ("--valid-pool", "validation")):
-        group.add_argument(
-            option,
-            nargs=3,
-            action="append",
-            default=[],
-            metavar=("WINDOW", "WEIGHT", "PREFIX"),
-            help=f"{what} documents of one window (short or long), their share of the segments (a whole "
-            "number), and the path of the .bin and .idx without suffix; may be repeated",
-        )
-    group.add_argument(
-        "--mix",
-        metavar="FILE",
-        help="mix.json of `longrope2-preprocess --mix`: training pools with their shares; may stand beside "
-        "--pool",
-    )
-    group.add_argument(
-        "--long-window-attention",
-        choices=("full", "document"),
-        default="full",
-        help="attention of long segments: over the whole segment (the paper), or inside each document (the "
-        "authors' code); default: %(default)s",
-    )
-    group.add_argument(
-        "--single-window",
-        action="store_true",
-        help="ablation: the rescaled RoPE on every document, whatever its length",
-    )
-    group.add_argument(
-        "--repeat-data",
-        action="store_true",
-        help="read a pool again, in another order, when the run needs more segments than it has",
-    )
-    add_factor_arguments(parser)
+    for settings in (MixedWindowSettings, FactorTrainingSettings):
+        add_settings(parser, settings)
     return parser
+
+
+def full_help() -> str:
+    """The help of all options, Megatron's included."""
+    parser = add_training_arguments(add_megatron_arguments(ArgumentParser("longrope2 train")))
+    for action in parser._actions:
+        # Megatron's help has percent signs that argparse takes for the start of a format.
+        action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
+    return parser.format_help()
 
 
 def parse_training_arguments() -> Namespace:
@@ -71,19 +54,16 @@ def parse_training_arguments() -> Namespace:
 
     Raises:
         InputError: no pool; a target length shorter than a segment; an unfit checkpoint or factor file; W&B
-            without TensorBoard.
+            without TensorBoard; options that cannot be combined.
     """
     args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
-    if args.wandb_project and not args.tensorboard_dir:
-        raise InputError(
-            "--wandb-project: Megatron gives W&B the losses only where it writes them for TensorBoard too; "
-            "add --tensorboard-dir"
-        )
-    if not args.valid_pool:
-        args.eval_iters = 0
-    check_factor_arguments(args)
+    _check(args)
     if args.single_window:
         args.longrope2_factors = rescaled_everywhere(factors_of(args)).to_dict()
+    if not args.valid_pool:
+        args.eval_iters = 0
+    if args.train_rope_factors:
+        args.apply_rope_fusion = False  # the fused kernel has no gradient for the angles
     if args.apply_rope_fusion and (args.micro_batch_size > 1 or args.long_window_attention == "document"):
         # Transformer Engine's kernel takes one table for the whole pack.
         warn_rank_0("RoPE fusion is off: one pack may hold documents of both windows")
@@ -93,7 +73,16 @@ def parse_training_arguments() -> Namespace:
         args.variable_seq_lengths = True
         # Upstream refuses that with its default expert dispatcher, experts or not.
         args.moe_token_dispatcher_type = "alltoall"
-    if not training_pools(args).pools:
+    return args
+
+
+def _check(args: Namespace) -> None:
+    if args.wandb_project and not args.tensorboard_dir:
+        raise InputError(
+            "--wandb-project: Megatron gives W&B the losses only where it writes them for TensorBoard too; "
+            "add --tensorboard-dir"
+        )
+    if not training_pools(args)[0]:
         raise InputError("--pool: no training documents; give --mix, or e.g. --pool long 1 data/long")
     target = args.longrope2_factors["target_length"]
     if args.seq_length > target:
@@ -101,7 +90,14 @@ def parse_training_arguments() -> Namespace:
             f"--seq-length: {args.seq_length} is longer than the {target} tokens that the RoPE factors were "
             "made for; use factors for a longer target"
         )
-    return args
+    if args.train_rope_factors and args.single_window:
+        raise InputError(
+            "--train-rope-factors: only the long window's are learned; leave --single-window out"
+        )
+    if args.train_rope_factors and args.fp16:
+        raise InputError("--train-rope-factors: their gradient knows no loss scale; use --bf16 for --fp16")
+    if not 0 < args.rope_factors_lr < float("inf"):
+        raise InputError(f"--rope-factors-lr: {args.rope_factors_lr:g} is not a positive number")
 
 
 def rescaled_everywhere(factors: RopeFactors) -> RopeFactors:
@@ -112,22 +108,14 @@ def rescaled_everywhere(factors: RopeFactors) -> RopeFactors:
     )
 
 
-@dataclass(frozen=True)
-class TrainingPools:
-    """Where training documents come from, and whether a pool may be read more than once."""
-
-    pools: tuple[Pool, ...]
-    repeat: bool
-
-
-def training_pools(args: Namespace) -> TrainingPools:
-    """The pools of `--mix` and `--pool`, with the weights that each of them says.
+def training_pools(args: Namespace) -> tuple[tuple[Pool, ...], bool]:
+    """The pools of `--mix` and `--pool` with their shares, and whether one may be read more than once.
 
     Raises:
-        InputError: as `load_mix_pools`; a weight that is no whole number, or an unknown window.
+        InputError: as `load_mix_pools`; a share that is no whole number, or an unknown window.
     """
     mixed, repeat = load_mix_pools(args.mix) if args.mix else ((), False)
-    return TrainingPools((*mixed, *_pools("--pool", args.pool)), repeat or args.repeat_data)
+    return (*mixed, *_pools("--pool", args.pool)), repeat or args.repeat_data
 
 
 def validation_pools(args: Namespace) -> tuple[Pool, ...]:
@@ -136,9 +124,7 @@ def validation_pools(args: Namespace) -> tuple[Pool, ...]:
 
 
 def _pools(option: str, given: list[list[str]]) -> tuple[Pool, ...]:
-    result = []
-    for window, weight, prefix in given:
-        if not weight.isdecimal():
-            raise InputError(f"{option} {window} {weight} {prefix}: weight: {weight!r} is not a whole number")
-        result.append(Pool(path_prefix=prefix, window=window, weight=int(weight)))  # type: ignore[arg-type]
-    return tuple(result)
+    for words in given:
+        if not words[1].isdecimal():
+            raise InputError(f"{option} {' '.join(words)}: weight: {words[1]!r} is not a whole number")
+    return tuple(Pool(prefix, window, int(weight)) for window, weight, prefix in given)  # type: ignore[arg-type]

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from megatron.core import mpu
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_tp_rank
 from torch import Tensor
 
-from megatron_longrope2.model.context_parallel import local_token_indices
+from megatron_longrope2.model.pack import DocumentPack
 
 KEYS = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens", "cu_seqlens_padded", "max_seqlen")
 SEQUENCE_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -28,23 +27,20 @@ class Batch:
     Attributes:
         tokens, labels, position_ids: int64 [1, n].
         loss_mask: float32 [1, n].
-        packed: boundaries of the whole pack's documents.
-        local_indices: positions in the pack of this rank's tokens, or None without context parallelism.
+        packed: the whole pack's documents.
     """
 
     tokens: Tensor | None
     labels: Tensor | None
     loss_mask: Tensor | None
     position_ids: Tensor | None
-    packed: PackedSeqParams
-    local_indices: Tensor | None
+    packed: DocumentPack
 
     def places(self) -> Tensor:
         """Position in the pack of each of this rank's tokens, int64 [n]."""
-        if self.local_indices is not None:
-            return self.local_indices
-        assert self.loss_mask is not None
-        return torch.arange(self.loss_mask.numel(), device=self.loss_mask.device)
+        if self.packed.local_indices is not None:
+            return self.packed.local_indices
+        return torch.arange(sum(self.packed.lengths), device=self.packed.cu_seqlens_q.device)
 
     def documents(self) -> Tensor:
         """Number within the pack of the document of each of this rank's tokens, int64 [n]."""
@@ -56,7 +52,7 @@ def next_batch(iterator: Iterator[dict[str, Tensor]] | None, args: Namespace) ->
     tp_rank = mpu.get_tensor_model_parallel_rank()
     items: dict[str, Any] = {}
     if tp_rank == 0:
-        assert iterator is not None
+        assert iterator is not None  # segments.segment_provider opens the data on these ranks
         drawn = next(iterator)
         items = {
             key: drawn[key].cuda(non_blocking=True) if drawn.get(key) is not None else None for key in KEYS
@@ -78,24 +74,12 @@ def next_batch(iterator: Iterator[dict[str, Tensor]] | None, args: Namespace) ->
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
     )
     items = flatten_batch_for_packed_sequences(items)
-    packed = pack_params(items["cu_seqlens"].squeeze(0), int(items["max_seqlen"].item()))
-    local = None
-    if args.context_parallel_size > 1:
-        local = local_token_indices(
-            packed.cu_seqlens_q, args.context_parallel_size, mpu.get_context_parallel_rank()
-        )
-        for key in SEQUENCE_KEYS:
-            if items[key] is not None:
-                items[key] = items[key].index_select(1, local)
-    return Batch(packed=packed, local_indices=local, **{key: items[key] for key in SEQUENCE_KEYS})
-
-
-def pack_params(cu_seqlens: Tensor, max_seqlen: int) -> PackedSeqParams:
-    """Upstream's description of a pack from its document boundaries, int32 [documents + 1]."""
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_kv=max_seqlen,
-    )
+    # The one time that a micro-batch's boundaries are read back from the device.
+    lengths = tuple(items["cu_seqlens"].squeeze(0).diff().tolist())
+    packed = DocumentPack.of(lengths, args.context_parallel_size, mpu.get_context_parallel_rank())
+    sequences = {key: items[key] for key in SEQUENCE_KEYS}
+    if packed.local_indices is not None:
+        for key, whole in sequences.items():
+            if whole is not None:
+                sequences[key] = whole.index_select(1, packed.local_indices)
+    return Batch(packed=packed, **sequences)

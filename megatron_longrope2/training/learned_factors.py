@@ -7,7 +7,7 @@ checkpoint's arguments, where the exporter and later runs find them.
 """
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from typing import Any
 
 import torch
@@ -20,45 +20,9 @@ from megatron.core.utils import unwrap_model
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 from torch import Tensor
 
-from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.learned_factors import FactorOptimizer
 from megatron_longrope2.rope import RopeFactors
-
-
-def add_factor_arguments(parser: ArgumentParser) -> None:
-    """The options of this module."""
-    group = parser.add_argument_group("LongRoPE2 factors learned in training")
-    group.add_argument(
-        "--train-rope-factors",
-        action="store_true",
-        help="go on learning the long window's factors; the checkpoint and its export hold the learned ones",
-    )
-    group.add_argument(
-        "--rope-factors-lr",
-        type=float,
-        default=1e-3,
-        help="learning rate of the factors (Adam, cosine to 5 %% over the run); default: %(default)s",
-    )
-
-
-def check_factor_arguments(args: Namespace) -> None:
-    """Settle what learning the factors needs of other options.
-
-    Raises:
-        InputError: it cannot be combined with an option, or the learning rate is not positive.
-    """
-    if not args.train_rope_factors:
-        return
-    if args.single_window:
-        raise InputError(
-            "--train-rope-factors: only the long window's are learned; leave --single-window out"
-        )
-    if args.fp16:
-        raise InputError("--train-rope-factors: their gradient knows no loss scale; use --bf16 for --fp16")
-    if not (args.rope_factors_lr > 0 and math.isfinite(args.rope_factors_lr)):
-        raise InputError(f"--rope-factors-lr: {args.rope_factors_lr:g} is not a positive number")
-    args.apply_rope_fusion = False  # the fused kernel has no gradient for the angles
 
 
 class FactorTraining:

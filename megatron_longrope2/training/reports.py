@@ -13,7 +13,7 @@ from megatron.core import mpu
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from torch import Tensor
 
-from megatron_longrope2.data.pools import Window
+from megatron_longrope2.rope import Window
 from megatron_longrope2.training.arguments import training_pools, validation_pools
 from megatron_longrope2.training.batch import Batch
 
@@ -40,7 +40,7 @@ class TrainingReport:
     """
 
     def __init__(self, args: Namespace) -> None:
-        self._windows = sorted({pool.window for pool in training_pools(args).pools if pool.weight})
+        self._windows = sorted({pool.window for pool in training_pools(args)[0] if pool.weight})
         self._original_length: int = args.original_length
         self._latest: dict[str, Tensor | float] = dict.fromkeys(self._windows, 0.0)
         self._clock: float | None = None

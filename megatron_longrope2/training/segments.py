@@ -57,8 +57,8 @@ def segment_provider(args: Namespace) -> Provider:
     training = validation = None
     # Tensor-parallel ranks are neighbours in every order of ranks that Megatron has.
     if args.rank % args.tensor_model_parallel_size == 0:
-        mix = training_pools(args)
-        config = _config(args, mix.pools, repeat=mix.repeat)
+        pools, repeat = training_pools(args)
+        config = _config(args, pools, repeat=repeat)
         training = MixedWindowDataset(config, needed, pad_id=0)
         if args.eval_iters:
             config = _config(args, validation_pools(args), repeat=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_longrope2.model import attention
 from megatron_longrope2.model.attention import TorchDotProductAttention
+from megatron_longrope2.model.pack import DocumentPack
 
 HEADS, GROUPS, DIM = 4, 2, 16
 
@@ -55,16 +55,8 @@ def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
     return (weights @ v).transpose(0, 1).flatten(-2)
 
 
-def packed(*boundaries: int) -> PackedSeqParams:
-    cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
-    longest = int(cu_seqlens.diff().max())
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )
+def packed(*boundaries: int) -> DocumentPack:
+    return DocumentPack.of(tuple(end - start for start, end in itertools.pairwise(boundaries)))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -119,17 +111,28 @@ def test_repeated_heads_change_nothing(
     assert_close(core(*inputs, None), expected, inputs)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_one_call_for_all_segments(
-    core: TorchDotProductAttention, ranks: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cp_size", "cp_rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize("one_call", [False, True])
+def test_segments_of_a_rank(
+    core: TorchDotProductAttention,
+    one_call: bool,
+    cp_size: int,
+    cp_rank: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a GPU's variable-length kernel is given, with and without context parallelism."""
+    """Document by document, and as a GPU's variable-length kernel gets them, in one call."""
+    lengths = (8, 12)
+    pack = DocumentPack.of(lengths, cp_size, cp_rank)
+    query, key, value = tensors(sum(lengths))
+    documents = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+    expected = torch.cat([reference(*document) for document in documents])
+    held = [DocumentPack.of(lengths, cp_size, rank).local_indices for rank in range(cp_size)]
 
     def kernel(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, window_size: Any, **_: Any
     ) -> torch.Tensor:
         cu_q, cu_k, longest_q, longest_k = rest
-        assert (longest_q, longest_k, window_size) == (6, 14, (-1, 0))
+        assert (longest_q, longest_k, window_size) == (cu_q.diff().max(), cu_k.diff().max(), (-1, 0))
         return torch.cat(
             [
                 reference(q[a:b], k[c:d], v[c:d]).unflatten(-1, (HEADS, DIM))
@@ -139,19 +142,17 @@ def test_one_call_for_all_segments(
             ]
         )
 
+    def gather(own: torch.Tensor, **_: Any) -> torch.Tensor:
+        whole = key if own.equal(key[pack.local_indices]) else value
+        return torch.cat([whole[shard] for shard in held])
+
     monkeypatch.setattr(attention, "varlen_attn", kernel)
-    core.cp_group = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
-    ends = torch.tensor([14, 20]) if ranks == 1 else torch.tensor([8, 14])
-    starts = torch.tensor([0, 14]) if ranks == 1 else torch.tensor([0, 0])
-    boundaries = torch.tensor([0, 6, 12])
-    inputs = tensors(12, keys=20)
-    segments = boundaries, starts, ends
-    torch.testing.assert_close(
-        core._varlen(*inputs, *segments),
-        core._attend_segments(*inputs, *segments).double(),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    monkeypatch.setattr(attention, "gather_from_sequence_parallel_region", gather)
+    if one_call:
+        monkeypatch.setattr(attention, "has_varlen_kernel", lambda _: True)
+    own = slice(None) if cp_size == 1 else pack.local_indices
+    actual = core(query[own], key[own], value[own], None, packed_seq_params=pack)
+    torch.testing.assert_close(actual.double(), expected[own], rtol=1e-5, atol=1e-6)
 
 
 def test_no_mask_of_tokens_squared(core: TorchDotProductAttention, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longrope2.model.context_parallel import gathered_order, local_token_indices
+from megatron_longrope2.model.context_parallel import local_token_indices
 
 
 @st.composite
@@ -26,14 +26,6 @@ def test_ranks_share_out_every_token_once(pack: tuple[torch.Tensor, int]) -> Non
     shards = [local_token_indices(boundaries, cp_size, rank) for rank in range(cp_size)]
     assert {len(shard) for shard in shards} == {int(boundaries[-1]) // cp_size}
     assert sorted(torch.cat(shards).tolist()) == list(range(int(boundaries[-1])))
-
-
-@given(packs())
-def test_gathered_order_restores_the_pack(pack: tuple[torch.Tensor, int]) -> None:
-    boundaries, cp_size = pack
-    tokens = torch.arange(int(boundaries[-1]))
-    shards = [tokens[local_token_indices(boundaries, cp_size, rank)] for rank in range(cp_size)]
-    assert torch.equal(torch.cat(shards)[gathered_order(boundaries, cp_size)], tokens)
 
 
 @given(packs())

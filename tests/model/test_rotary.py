@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
-from megatron.core.packed_seq_params import PackedSeqParams
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_longrope2.model.rotary import DocumentLengths, LongRoPE2RotaryEmbedding
-from megatron_longrope2.rope import AttentionFactor, RopeFactors, load_factors, make_factors
+from megatron_longrope2.model.pack import DocumentPack
+from megatron_longrope2.model.rotary import ActiveFactors, LongRoPE2RotaryEmbedding
+from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 from megatron_longrope2.rope.hf import factors_to_hf
 
 ORIGINAL, TARGET, DIM = 16, 64, 8
@@ -30,25 +30,14 @@ def rotary() -> LongRoPE2RotaryEmbedding:
     return LongRoPE2RotaryEmbedding(factors(), cp_group=ONE)
 
 
-def expected(length: int, window: str, offset: int = 0) -> np.ndarray:
+def expected(length: int, window: str) -> np.ndarray:
     """Cosine of the exact angles, [length, DIM]."""
-    angles = np.outer(np.arange(offset, offset + length), factors().inv_freq(window))
+    angles = np.outer(np.arange(length), factors().inv_freq(window))
     return np.cos(np.concatenate([angles, angles], axis=1))
 
 
-def pack(*lengths: int) -> PackedSeqParams:
-    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-    )
-
-
-def seq_len(rotary: LongRoPE2RotaryEmbedding, *lengths: int) -> int:
-    return rotary.get_rotary_seq_len(None, None, None, None, pack(*lengths))
+def seq_len(rotary: LongRoPE2RotaryEmbedding, *lengths: int) -> int | tuple[int, ...]:
+    return rotary.get_rotary_seq_len(None, None, None, None, DocumentPack.of(lengths))
 
 
 @pytest.mark.parametrize(
@@ -67,12 +56,6 @@ def test_switches_back_and_forth(rotary: LongRoPE2RotaryEmbedding) -> None:
     for length, window in ((8, "short"), (40, "long"), (16, "short"), (64, "long"), (20, "long")):
         table = rotary(length)[:, 0, 0]
         np.testing.assert_allclose(table.cos().numpy(), expected(length, window), atol=2e-5)
-
-
-def test_offset_continues_the_same_document(rotary: LongRoPE2RotaryEmbedding) -> None:
-    np.testing.assert_allclose(
-        rotary(4, offset=5)[:, 0, 0].cos().numpy(), expected(4, "short", offset=5), atol=2e-5
-    )
 
 
 def test_other_factors_take_effect_at_once(rotary: LongRoPE2RotaryEmbedding) -> None:
@@ -97,9 +80,7 @@ def test_angles_are_bit_for_bit_those_of_the_export(length: int) -> None:
 
 def test_one_window_in_a_pack_needs_no_table_a_token(rotary: LongRoPE2RotaryEmbedding) -> None:
     for lengths in ((3, 16, 8), (17, 64), (40,)):
-        got = seq_len(rotary, *lengths)
-        assert got == max(lengths)
-        assert not isinstance(got, DocumentLengths)
+        assert seq_len(rotary, *lengths) == max(lengths)
 
 
 @pytest.mark.parametrize("lengths", [(3, 40, 16, 17), (ORIGINAL, 2 * ORIGINAL), (48, 16)])
@@ -112,7 +93,9 @@ def test_each_document_of_a_mixed_pack_gets_its_own_angles(
         apply_rope_fusion=False, rotary_interleaved=False, multi_latent_attention=False, mrope_section=None
     )
     table = rotary(seq_len(rotary, *lengths), packed_seq=True)
-    packed = apply_rotary_pos_emb(states, table, config, cu_seqlens=pack(*lengths).cu_seqlens_q, cp_group=ONE)
+    packed = apply_rotary_pos_emb(
+        states, table, config, cu_seqlens=DocumentPack.of(lengths).cu_seqlens_q, cp_group=ONE
+    )
     start = 0
     for length in lengths:
         alone = apply_rotary_pos_emb(
@@ -130,14 +113,23 @@ def test_table_as_long_as_the_pack_is_not_misread(rotary: LongRoPE2RotaryEmbeddi
 
 
 def test_attention_factor_by_window() -> None:
-    rotary = LongRoPE2RotaryEmbedding(factors(attention_factor={"short": 1.0, "long": 1.25}), cp_group=ONE)
-    assert rotary.attention_factor(ORIGINAL) == 1.0
-    assert rotary.attention_factor(ORIGINAL + 1) == 1.25
-    per_token = rotary.attention_factor(DocumentLengths((2, 20)))
+    active = ActiveFactors(factors(attention_factor={"short": 1.0, "long": 1.25}))
+    assert active.attention_factor((ORIGINAL, 3)) == 1.0
+    assert active.attention_factor((ORIGINAL + 1,)) == 1.25
+    per_token = active.attention_factor((2, 20))
     assert isinstance(per_token, torch.Tensor)
     assert per_token.flatten().tolist() == [1.0] * 2 + [1.25] * 20
 
 
-def test_one_attention_factor_stays_a_number(rotary: LongRoPE2RotaryEmbedding) -> None:
-    assert rotary.attention_factor(DocumentLengths((2, 20))) == 1.0
-    assert rotary.factors.attention_factor == AttentionFactor(short=1.0, long=1.0)
+def test_one_attention_factor_stays_a_number() -> None:
+    assert ActiveFactors(factors()).attention_factor((2, 20)) == 1.0
+
+
+def test_neither_layers_nor_learned_factors_become_part_of_the_model(
+    rotary: LongRoPE2RotaryEmbedding,
+) -> None:
+    rotary.learn(torch.nn.Linear(1, 1))  # any module with parameters
+    layer = torch.nn.Module()
+    layer.active = rotary.active
+    assert not list(rotary.parameters())
+    assert not list(layer.modules())[1:]

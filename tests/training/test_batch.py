@@ -1,32 +1,23 @@
 """Which token belongs to which document, on one rank and on context-parallel ranks."""
 
-import torch
-from megatron.core.packed_seq_params import PackedSeqParams
+from itertools import pairwise
 
-from megatron_longrope2.model.context_parallel import local_token_indices
-from megatron_longrope2.training.batch import Batch, pack_params
+import torch
+
+from megatron_longrope2.model.pack import DocumentPack
+from megatron_longrope2.training.batch import Batch
 
 
 def batch(boundaries: list[int], *, cp_size: int = 1, cp_rank: int = 0) -> Batch:
     """A micro-batch of documents that end at `boundaries`; every token has a loss."""
-    cu_seqlens = torch.tensor([0, *boundaries], dtype=torch.int32)
-    local = local_token_indices(cu_seqlens, cp_size, cp_rank) if cp_size > 1 else None
+    lengths = tuple(end - start for start, end in pairwise([0, *boundaries]))
     return Batch(
         tokens=None,
         labels=None,
         loss_mask=torch.ones(1, boundaries[-1] // cp_size),
         position_ids=None,
-        packed=pack_params(cu_seqlens, int(cu_seqlens.diff().max())),
-        local_indices=local,
+        packed=DocumentPack.of(lengths, cp_size, cp_rank),
     )
-
-
-def test_pack_params_are_upstreams() -> None:
-    packed = pack_params(torch.tensor([0, 3, 8], dtype=torch.int32), 5)
-    assert isinstance(packed, PackedSeqParams)
-    assert packed.qkv_format == "thd"
-    assert packed.cu_seqlens_q is packed.cu_seqlens_kv
-    assert packed.max_seqlen_q == packed.max_seqlen_kv == 5
 
 
 def test_documents_of_tokens() -> None:

@@ -1,0 +1,83 @@
+"""A pack: documents laid end to end in one row, shared out among the context-parallel ranks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from megatron_longrope2.model.context_parallel import local_token_indices
+
+
+@dataclass
+class DocumentPack(PackedSeqParams):
+    """Upstream's description of a pack, with all that a layer would otherwise read back from the device.
+
+    It is made once per micro-batch and travels with it through every layer, recomputed layers included. The
+    queries of a rank come in segments, each at the end of a run of keys: one segment per document, or with
+    context parallelism two, the chunks r and `2 * cp - 1 - r` of rank r.
+
+    Attributes:
+        lengths: tokens of each document; none is empty.
+        queries, keys: how many of them each segment has.
+        query_boundaries, key_boundaries: their running sums from 0, int32 [segments + 1].
+        local_indices: where this rank's tokens stand in the pack, int64 [tokens / cp]; None if it has all.
+        key_indices: where the keys of all segments stand in the ranks' tokens laid end to end, int64
+            [sum of `keys`]; None if this rank has all tokens: then they are the pack itself.
+    """
+
+    lengths: tuple[int, ...] = ()
+    queries: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
+    query_boundaries: Tensor | None = None
+    key_boundaries: Tensor | None = None
+    local_indices: Tensor | None = None
+    key_indices: Tensor | None = None
+
+    @staticmethod
+    @lru_cache(maxsize=8)  # batch rows are of one length in every layer
+    def of(lengths: tuple[int, ...], cp_size: int = 1, cp_rank: int = 0) -> "DocumentPack":
+        """The pack of documents of these lengths, its tensors on this process's device.
+
+        Args:
+            lengths: tokens of each document, multiples of `2 * cp_size` with context parallelism; documents
+                of length 0 are left out.
+            cp_size: number of ranks that share the pack.
+            cp_rank: this rank.
+        """
+        device = torch.cuda.current_device()
+        lengths = queries = keys = tuple(length for length in lengths if length)
+        boundaries = _running_sums(lengths)
+        local = indices = None
+        if cp_size > 1:
+            chunks = [length // (2 * cp_size) for length in lengths]
+            queries = tuple(chunk for chunk in chunks for _ in range(2))
+            keys = tuple(chunk * n for chunk in chunks for n in (cp_rank + 1, 2 * cp_size - cp_rank))
+            shards = [local_token_indices(boundaries, cp_size, rank) for rank in range(cp_size)]
+            order = torch.cat(shards).argsort()
+            starts = boundaries[:-1].repeat_interleave(2).tolist()
+            runs = [order[start : start + count] for start, count in zip(starts, keys, strict=True)]
+            local, indices = shards[cp_rank].to(device), torch.cat(runs).to(device)
+        on_device = boundaries.to(device)
+        return DocumentPack(
+            qkv_format="thd",
+            cu_seqlens_q=on_device,
+            cu_seqlens_kv=on_device,
+            max_seqlen_q=max(lengths),
+            max_seqlen_kv=max(lengths),
+            lengths=lengths,
+            queries=queries,
+            keys=keys,
+            query_boundaries=_running_sums(queries).to(device),
+            key_boundaries=_running_sums(keys).to(device),
+            local_indices=local,
+            key_indices=indices,
+        )
+
+
+def _running_sums(numbers: Iterable[int]) -> Tensor:
+    """Sums from 0 on, int32 [numbers + 1], on the CPU."""
+    return torch.tensor([0, *accumulate(numbers)], dtype=torch.int32)
