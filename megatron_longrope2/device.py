@@ -20,11 +20,11 @@ import torch
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+# Functions of torch that make a tensor on a device they are told.
 CONSTRUCTORS = (
     "arange as_tensor empty empty_like eye full full_like linspace ones ones_like rand rand_like randint "
     "randn randn_like randperm tensor zeros zeros_like"
 ).split()
-"""Functions of torch that make a tensor on a device they are told."""
 
 
 def has_gpu() -> bool:

@@ -119,8 +119,8 @@ class TorchDotProductAttention(MegatronModule):
         pack = DocumentPack.of(
             (query.shape[0] * self.cp_group.size(),), self.cp_group.size(), self.cp_group.rank()
         )
-        rows = zip(*(x.unbind(1) for x in (query, key, value)), strict=True)
-        return torch.stack([self._attend_documents(*row, pack) for row in rows], dim=1)
+        rows = zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True)
+        return torch.stack([self._attend_documents(q, k, v, pack) for q, k, v in rows], dim=1)
 
     def _attend_documents(self, query: Tensor, key: Tensor, value: Tensor, pack: DocumentPack) -> Tensor:
         """[tokens of this rank, heads, dim] of a pack that the context-parallel ranks share."""

@@ -19,6 +19,7 @@ class LongRoPE2ModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "megatron_longrope2.model.builder.LongRoPE2ModelBuilder"
     rope_factors: RopeFactors
+    transformer_layer_spec: Any = None
 
     def __post_init__(self) -> None:
         """Raises InputError if the factors are another model's, or the fused kernel cannot apply them."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_longrope2.model.dims import ModelDims
+from megatron_longrope2.planning.settings import PlanSettings
 
 Recompute = Literal["none", "mlp", "full"]
 
@@ -30,10 +31,10 @@ class Layout:
     data: int
     recompute: Recompute
 
-    @property
-    def gpus(self) -> int:
-        """All of them."""
-        return self.tensor * self.context * self.pipeline * self.data
+    def __str__(self) -> str:
+        sizes = {"TP": self.tensor, "CP": self.context, "PP": self.pipeline, "DP": self.data}
+        name = " x ".join(f"{kind}{size}" for kind, size in sizes.items() if size > 1) or "one GPU"
+        return name if self.recompute == "none" else f"{name} with {self.recompute} recomputation"
 
     def arguments(self) -> str:
         """Megatron's command line for it."""
@@ -48,24 +49,22 @@ class Layout:
         return " ".join(part for part in parts if part)
 
 
-def layouts(
-    model: ModelDims, length: int, gpus: int, gpus_per_node: int, global_batch_size: int
-) -> Iterator[Layout]:
+def layouts(model: ModelDims, settings: PlanSettings) -> Iterator[Layout]:
     """Every layout of the GPUs that Megatron and mixed windows accept.
 
     Tensor parallelism divides the query groups and stays inside a node; pipeline stages are equal; both
     windows are multiples of 2 x CP (the long one also x TP); the global batch is a multiple of DP.
     """
     for tensor in _divisors(model.num_query_groups):
-        for context in _divisors(gpus):
+        for context in _divisors(settings.gpus):
             for pipeline in _divisors(model.num_layers):
-                data, rest = divmod(gpus, tensor * context * pipeline)
+                data, rest = divmod(settings.gpus, tensor * context * pipeline)
                 chunk = 2 * context if context > 1 else 1
                 if (
                     rest
-                    or tensor > gpus_per_node
-                    or global_batch_size % data
-                    or length % (chunk * tensor)
+                    or tensor > settings.gpus_per_node
+                    or settings.global_batch_size % data
+                    or settings.length % (chunk * tensor)
                     or model.original_length % chunk
                 ):
                     continue

@@ -13,14 +13,14 @@ from megatron_longrope2.planning.layout import Layout
 GIB = 2**30
 BF16, FLOAT32 = 2, 4
 
+# Bytes a logit: itself, the float32 softmax that the loss keeps, and its gradient.
 LOGIT = BF16 + FLOAT32 + BF16
-"""Bytes a logit: itself, the float32 softmax that the loss keeps, and its gradient."""
 
+# Bytes a parameter on every rank: itself and its float32 gradient.
 PARAMETER = BF16 + FLOAT32
-"""Bytes a parameter on every rank: itself and its float32 gradient."""
 
+# Bytes a parameter that the distributed optimizer shares out: master copy and Adam's two moments.
 OPTIMIZER = 3 * FLOAT32
-"""Bytes a parameter that the distributed optimizer shares out: master copy and Adam's two moments."""
 
 
 @dataclass(frozen=True)

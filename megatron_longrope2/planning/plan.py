@@ -1,113 +1,88 @@
 """Feasible layouts of a run with memory and time, which one to take, and why."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.dims import ModelDims
-from megatron_longrope2.planning.layout import Layout, layouts
+from megatron_longrope2.planning.layout import RECOMPUTE_ARGUMENTS, Layout, layouts
 from megatron_longrope2.planning.memory import GIB, Memory, peak_memory
-from megatron_longrope2.planning.model import VOCABULARY_UNIT
-from megatron_longrope2.planning.speed import (
-    Gpu,
-    Step,
-    attention_operations,
-    linear_operations,
-    step_time,
-)
+from megatron_longrope2.planning.settings import PlanSettings
+from megatron_longrope2.planning.speed import GPUS, Step, attention_operations, linear_operations, step_time
+from megatron_longrope2.tables import text_table
 
+# Megatron pads the vocabulary to a multiple of this times the tensor parallel size.
+VOCABULARY_UNIT = 128
+
+# Share of a GPU's memory that is planned with; CUDA, NCCL and fragmentation have the rest.
 USABLE = 0.9
-"""Share of a GPU's memory that is planned with; CUDA, NCCL and fragmentation have the rest."""
 
+# Layouts within this of the fastest are taken as equally fast: the formula is no better.
 NEARLY = 1.05
-"""Layouts within this of the fastest are taken as equally fast: the formula is no better."""
 
+# Of equally fast layouts those are preferred that fill at most this share of the memory.
 ROOMY = 2 / 3
-"""Of equally fast layouts those are preferred that fill at most this share of the memory."""
 
-_SIMPLER = {"none": 0, "mlp": 1, "full": 2}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be planned.
-
-    Attributes:
-        length: tokens of a segment.
-        gpus, gpus_per_node: how many there are.
-        memory: of a GPU, GiB.
-        tokens: of the run.
-        global_batch_size: segments of an optimizer step.
-        long_share: of the segments that belong to the long window.
-    """
-
-    model: ModelDims
-    gpu: Gpu
-    length: int
-    gpus: int
-    memory: float
-    tokens: float
-    global_batch_size: int = 64
-    long_share: float = 0.7
-    gpus_per_node: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("length", "gpus", "memory", "tokens", "global_batch_size", "gpus_per_node"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name}: {getattr(self, name)} is not above 0")
-        if not 0 <= self.long_share <= 1:
-            raise InputError(f"long_share: {self.long_share} is not between 0 and 1")
+UNCALIBRATED = (
+    "The hours are of a formula that is not calibrated: multiply them by the measured over the planned "
+    "seconds of your run's first steps."
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A layout that fits."""
+    """A layout that fits.
+
+    Attributes:
+        hours: of the whole run, by the uncalibrated time model.
+        utilisation: share of the GPUs' peak that the model's own operations reach (MFU).
+    """
 
     layout: Layout
     memory: Memory
     step: Step
     hours: float
     utilisation: float
-    """Share of the GPUs' peak that the model's own operations (MFU) reach."""
 
 
-def plan(job: Job) -> list[Row]:
+def plan(settings: PlanSettings) -> list[Row]:
     """Every layout that fits, the recommended one first, then by time.
 
     Raises:
         InputError: none fits; the smallest one is named.
     """
-    rows, smallest = [], None
-    for layout in layouts(job.model, job.length, job.gpus, job.gpus_per_node, job.global_batch_size):
-        model = job.model.padded(VOCABULARY_UNIT * layout.tensor)
-        memory = peak_memory(model, layout, job.length, job.global_batch_size // layout.data)
+    dims, rows, smallest = settings.dims(), [], None
+    for layout in layouts(dims, settings):
+        model = dims.padded(VOCABULARY_UNIT * layout.tensor)
+        micro_batches = settings.global_batch_size // layout.data
+        memory = peak_memory(model, layout, settings.length, micro_batches)
         smallest = min(smallest or memory.total, memory.total)
-        if memory.total <= USABLE * job.memory * GIB:
-            rows.append(_row(job, model, layout, memory))
+        if memory.total <= USABLE * settings.memory * GIB:
+            rows.append(_row(settings, model, layout, memory))
     if smallest is None:
         raise InputError(
-            f"gpus: no layout of {job.gpus} suits {job.model.name} with {job.length} tokens and a global "
-            f"batch of {job.global_batch_size}; change the number of GPUs or the batch"
+            f"--gpus: no layout of {settings.gpus} suits {dims.name} with {settings.length} tokens and a "
+            f"global batch of {settings.global_batch_size}; change the number of GPUs or the batch"
         )
     if not rows:
         raise InputError(
-            f"memory: no layout of {job.gpus} GPUs fits into {USABLE:.0%} of {job.memory:g} GiB; the "
-            f"smallest needs {smallest / GIB:.0f} GiB: use more GPUs"
+            f"--memory: no layout of {settings.gpus} GPUs fits into {USABLE:.0%} of {settings.memory:g} GiB; "
+            f"the smallest needs {smallest / GIB:.0f} GiB: use more GPUs"
         )
     rows.sort(key=lambda row: row.hours)
     best = min(
         (row for row in rows if row.hours <= NEARLY * rows[0].hours),
         key=lambda row: (
             row.layout.pipeline,
-            _SIMPLER[row.layout.recompute],
-            row.memory.total > ROOMY * job.memory * GIB,
+            list(RECOMPUTE_ARGUMENTS).index(row.layout.recompute),
+            row.memory.total > ROOMY * settings.memory * GIB,
             row.hours,
         ),
     )
     return [best, *(row for row in rows if row is not best)]
 
 
-def reasons(rows: list[Row], job: Job) -> str:
+def reasons(rows: list[Row], settings: PlanSettings) -> str:
     """Why the first row is recommended, in one sentence a line."""
     best, fastest = rows[0], min(rows, key=lambda row: row.hours)
     step = best.step
@@ -120,13 +95,13 @@ def reasons(rows: list[Row], job: Job) -> str:
     }
     largest = max(waiting, key=lambda name: waiting[name])
     lines = [
-        f"{_name(best.layout)} takes {best.hours:.1f} h and {best.memory.total / GIB:.0f} of "
-        f"{job.memory:g} GiB; {len(rows)} layouts fit, the slowest takes "
+        f"{best.layout} takes {best.hours:.1f} h and {best.memory.total / GIB:.0f} of "
+        f"{settings.memory:g} GiB; {len(rows)} layouts fit, the slowest takes "
         f"{max(row.hours for row in rows):.1f} h."
     ]
     if best is not fastest:
         lines.append(
-            f"{_name(fastest.layout)} is {best.hours / fastest.hours - 1:.1%} faster by the formula, within "
+            f"{fastest.layout} is {best.hours / fastest.hours - 1:.1%} faster by the formula, within "
             f"the formula's error; it has more pipeline stages or recomputation, or fills "
             f"{fastest.memory.total / GIB:.0f} GiB."
         )
@@ -134,47 +109,33 @@ def reasons(rows: list[Row], job: Job) -> str:
         f"Arithmetic is {(step.linear + step.attention) / step.total:.0%} of a step of {step.total:.0f} s; "
         f"the largest loss is {largest} with {waiting[largest] / step.total:.0%}."
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, UNCALIBRATED])
 
 
-def table(rows: list[Row], top: int) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as aligned lines."""
-    head = (
-        "TP",
-        "CP",
-        "PP",
-        "DP",
-        "recompute",
-        "GiB",
-        "states",
-        "activations",
-        "logits",
-        "s/step",
-        "MFU",
-        "hours",
-    )
-    lines: list[tuple[str, ...]] = [head]
-    for row in rows[:top]:
-        layout, memory = row.layout, row.memory
+    header = "TP CP PP DP recompute GiB states activations logits s/step MFU hours".split()
+    lines = []
+    for row in rows:
+        memory = row.memory
         sizes = (memory.total, memory.weights_and_optimizer, memory.activations, memory.logits)
         lines.append(
-            (
-                *map(str, (layout.tensor, layout.context, layout.pipeline, layout.data, layout.recompute)),
+            [
+                *astuple(row.layout),
                 *(f"{size / GIB:.1f}" for size in sizes),
                 f"{row.step.total:.1f}",
                 f"{row.utilisation:.0%}",
                 f"{row.hours:.1f}",
-            )
+            ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+    return text_table(header, lines, left=0)
 
 
-def to_dict(rows: list[Row], job: Job) -> dict[str, Any]:
-    """JSON-ready: the job, and every layout with bytes, seconds and Megatron's arguments."""
+def to_dict(rows: list[Row], settings: PlanSettings) -> dict[str, Any]:
+    """JSON-ready: the settings, and every layout with bytes, seconds and Megatron's arguments."""
     return {
-        "job": asdict(job),
-        "why": reasons(rows, job),
+        "settings": asdict(settings),
+        "why": reasons(rows, settings),
         "layouts": [
             {
                 **asdict(row.layout),
@@ -189,19 +150,11 @@ def to_dict(rows: list[Row], job: Job) -> dict[str, Any]:
     }
 
 
-def _row(job: Job, model: ModelDims, layout: Layout, memory: Memory) -> Row:
-    step = step_time(
-        model,
-        layout,
-        job.gpu,
-        length=job.length,
-        global_batch_size=job.global_batch_size,
-        long_share=job.long_share,
-        gpus_per_node=job.gpus_per_node,
-    )
-    batch_tokens = job.length * job.global_batch_size
-    short = min(model.original_length, job.length)
-    mean_span = job.long_share * job.length + (1 - job.long_share) * short
+def _row(settings: PlanSettings, model: ModelDims, layout: Layout, memory: Memory) -> Row:
+    step = step_time(model, layout, settings)
+    batch_tokens = settings.length * settings.global_batch_size
+    short = min(model.original_length, settings.length)
+    mean_span = settings.long_share * settings.length + (1 - settings.long_share) * short
     operations = linear_operations(model, batch_tokens) + attention_operations(
         model, batch_tokens * mean_span
     )
@@ -209,12 +162,6 @@ def _row(job: Job, model: ModelDims, layout: Layout, memory: Memory) -> Row:
         layout=layout,
         memory=memory,
         step=step,
-        hours=job.tokens / batch_tokens * step.total / 3600,
-        utilisation=operations / step.total / job.gpus / job.gpu.peak,
+        hours=settings.tokens / batch_tokens * step.total / 3600,
+        utilisation=operations / step.total / settings.gpus / GPUS[settings.gpu].peak,
     )
-
-
-def _name(layout: Layout) -> str:
-    sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": layout.data}
-    name = " x ".join(f"{kind}{size}" for kind, size in sizes.items() if size > 1) or "one GPU"
-    return name if layout.recompute == "none" else f"{name} with {layout.recompute} recomputation"

@@ -1,5 +1,6 @@
 """Time of a training step, from arithmetic and traffic. docs/training.md has the formulas.
 
+The model is not calibrated: its shares of the peak and its bandwidths are assumptions, not measurements.
 Floating-point operations are counted as Megatron's `num_floating_point_operations` does (the tests compare),
 plus what recomputation repeats. Times are sums of what cannot overlap.
 """
@@ -11,9 +12,10 @@ import numpy as np
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import BF16, FLOAT32
+from megatron_longrope2.planning.settings import GpuName, PlanSettings
 
+# Simulated global batches: how windows fall on data-parallel ranks and pipeline stages.
 DRAWS = 10
-"""Simulated global batches: how windows fall on data-parallel ranks and pipeline stages."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Gpu:
         node_bandwidth, network_bandwidth: bytes a second and direction of one GPU, inside and between nodes.
     """
 
-    name: str
     peak: float
     linear: float
     attention: float
@@ -34,12 +35,9 @@ class Gpu:
     network_bandwidth: float
 
 
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("a100", 312e12, 0.65, 0.55, 240e9, 20e9),
-        Gpu("h100", 989e12, 0.60, 0.50, 360e9, 40e9),
-    )
+GPUS: dict[GpuName, Gpu] = {
+    "a100": Gpu(312e12, 0.65, 0.55, 240e9, 20e9),
+    "h100": Gpu(989e12, 0.60, 0.50, 360e9, 40e9),
 }
 
 
@@ -79,33 +77,19 @@ def attention_operations(model: ModelDims, squared_lengths: float) -> float:
     return 6 * squared_lengths * model.query_size * model.num_layers
 
 
-def step_time(
-    model: ModelDims,
-    layout: Layout,
-    gpu: Gpu,
-    *,
-    length: int,
-    global_batch_size: int,
-    long_share: float,
-    gpus_per_node: int,
-) -> Step:
-    """Time of a step whose long segments are one span each and whose short ones hold spans of full length.
-
-    Args:
-        length: tokens of a segment.
-        long_share: of the segments that belong to the long window.
-    """
-    short_span = min(model.original_length, length)
-    long = _micro_batch(model, layout, gpu, length, length, gpus_per_node)
-    short = _micro_batch(model, layout, gpu, length, short_span, gpus_per_node)
-    segments = global_batch_size / layout.data
-    mean = {name: segments * (long_share * long[name] + (1 - long_share) * short[name]) for name in long}
-    costs = np.full(global_batch_size, sum(short.values()))
-    costs[: round(global_batch_size * long_share)] = sum(long.values())
+def step_time(model: ModelDims, layout: Layout, settings: PlanSettings) -> Step:
+    """Time of a step whose long segments are one span each and whose short ones hold spans of full length."""
+    short_span = min(model.original_length, settings.length)
+    long = _micro_batch(model, layout, settings, settings.length)
+    short = _micro_batch(model, layout, settings, short_span)
+    batch, share = settings.global_batch_size, settings.long_share
+    mean = {name: batch / layout.data * (share * long[name] + (1 - share) * short[name]) for name in long}
+    costs = np.full(batch, sum(short.values()))
+    costs[: round(batch * share)] = sum(long.values())
     busiest, longest = schedule(costs, layout.data, layout.pipeline)
     return Step(
         **mean,
-        data=_data_traffic(model, layout, gpu),
+        data=_data_traffic(model, layout, GPUS[settings.gpu]),
         imbalance=max(0.0, busiest - sum(mean.values())),
         bubble=longest - busiest,
     )
@@ -164,10 +148,9 @@ def _one_forward_one_backward(costs: list[float], stages: int) -> float:
     return max(free)
 
 
-def _micro_batch(
-    model: ModelDims, layout: Layout, gpu: Gpu, length: int, span: int, gpus_per_node: int
-) -> dict[str, float]:
-    """Seconds that one segment takes on one pipeline stage."""
+def _micro_batch(model: ModelDims, layout: Layout, settings: PlanSettings, span: int) -> dict[str, float]:
+    """Seconds that a segment of spans of this many tokens takes on one pipeline stage."""
+    gpu, length = GPUS[settings.gpu], settings.length
     share = layout.tensor * layout.context * layout.pipeline
     linear = linear_operations(model, length)
     attention = attention_operations(model, length * span)
@@ -187,7 +170,7 @@ def _micro_batch(
     tensor_time = layers * passes * sequence / gpu.node_bandwidth
 
     # Keys and values go round the ring forward, and with their gradients backward, behind the arithmetic.
-    inside = layout.tensor * layout.context <= gpus_per_node
+    inside = layout.tensor * layout.context <= settings.gpus_per_node
     bandwidth = gpu.node_bandwidth if inside else gpu.network_bandwidth
     rounds = (layout.context - 1) * (3 + (1 if layout.recompute == "full" else 0))
     ring = layers * rounds * 2 * BF16 * tokens * model.key_value_size / layout.tensor / bandwidth

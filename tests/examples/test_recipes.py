@@ -12,9 +12,8 @@ import pytest
 from megatron_longrope2.data.mix import load_mix
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import GIB
-from megatron_longrope2.planning.model import PRESETS
-from megatron_longrope2.planning.plan import Job, Row, plan
-from megatron_longrope2.planning.speed import GPUS
+from megatron_longrope2.planning.plan import Row, plan
+from megatron_longrope2.planning.settings import GpuName, PlanSettings
 from tests.distributed.launch import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
@@ -65,9 +64,8 @@ def test_steps_are_the_papers_tokens(recipe: str) -> None:
 
 
 @cache
-def planned(recipe: str, gpu: str, gpus: int) -> list[Row]:
-    model = PRESETS[recipe.replace("_", "-")]
-    return plan(Job(model=model, gpu=GPUS[gpu], length=131072, gpus=gpus, memory=80, tokens=10e9))
+def planned(recipe: str, gpu: GpuName, gpus: int) -> list[Row]:
+    return plan(PlanSettings(model=recipe.replace("_", "-"), gpu=gpu, gpus=gpus))
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h100"])

@@ -9,14 +9,14 @@ from transformers import LlamaConfig
 
 from megatron_longrope2.checkpoint import megatron_files
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.planning.model import PRESETS, load_shape
+from megatron_longrope2.planning.model import PRESETS, load_dims
 
 
 @pytest.mark.parametrize(
     ("name", "billions"), [("llama3-8b", 8.030), ("llama3-70b", 70.554), ("phi3-mini", 3.821)]
 )
 def test_presets_have_the_published_number_of_parameters(name: str, billions: float) -> None:
-    assert load_shape(name).parameters / 1e9 == pytest.approx(billions, abs=5e-4)
+    assert load_dims(name).parameters / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
 def test_padding_of_the_vocabulary() -> None:
@@ -35,7 +35,7 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
         max_position_embeddings=256,
         tie_word_embeddings=True,
     ).save_pretrained(tmp_path)
-    shape = load_shape(str(tmp_path))
+    shape = load_dims(str(tmp_path))
     assert (shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == (2, 64, 96)
     assert (shape.num_attention_heads, shape.num_query_groups, shape.kv_channels) == (4, 2, 16)
     assert (shape.vocab_size, shape.original_length, shape.tied) == (1000, 256, True)
@@ -57,11 +57,11 @@ def test_megatron_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         params_dtype=torch.bfloat16,
     )
     monkeypatch.setattr(megatron_files, "MegatronTensors", lambda _: Namespace(args=args))
-    shape = load_shape(str(tmp_path))
+    shape = load_dims(str(tmp_path))
     assert (shape.num_query_groups, shape.vocab_size, shape.original_length) == (4, 1000, 256)
     assert not shape.tied
 
 
 def test_unknown_model() -> None:
     with pytest.raises(InputError, match="llama9: neither a folder nor a known model; known are llama3-8b"):
-        load_shape("llama9")
+        load_dims("llama9")

@@ -6,17 +6,12 @@ from megatron.training.training import num_floating_point_operations
 
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.model import PRESETS
-from megatron_longrope2.planning.speed import (
-    GPUS,
-    attention_operations,
-    linear_operations,
-    schedule,
-    step_time,
-)
+from megatron_longrope2.planning.settings import PlanSettings
+from megatron_longrope2.planning.speed import attention_operations, linear_operations, schedule, step_time
 from tests.planning.upstream import upstream_args
 
 LLAMA = PRESETS["llama3-8b"]
-SETTINGS = {"length": 131072, "global_batch_size": 64, "long_share": 0.7, "gpus_per_node": 8}
+RUN = PlanSettings(model="llama3-8b")
 
 
 @pytest.mark.parametrize("model", PRESETS.values())
@@ -48,10 +43,7 @@ def test_one_rank_without_stages_only_works() -> None:
 
 
 def test_recomputation_costs_arithmetic() -> None:
-    times = [
-        step_time(LLAMA, Layout(4, 8, 1, 2, recompute), GPUS["h100"], **SETTINGS)
-        for recompute in ("none", "mlp", "full")
-    ]
+    times = [step_time(LLAMA, Layout(4, 8, 1, 2, recompute), RUN) for recompute in ("none", "mlp", "full")]
     linear = [time.linear for time in times]
     assert linear == sorted(linear)
     assert linear[2] / linear[0] == pytest.approx(4 / 3, rel=0.03)  # the output layer is not repeated
@@ -62,7 +54,7 @@ def test_recomputation_costs_arithmetic() -> None:
     ("layout", "kind"), [(Layout(8, 1, 1, 8, "none"), "tensor"), (Layout(1, 64, 1, 1, "none"), "context")]
 )
 def test_traffic_only_where_there_is_a_group(layout: Layout, kind: str) -> None:
-    time = step_time(LLAMA, layout, GPUS["h100"], **SETTINGS)
+    time = step_time(LLAMA, layout, RUN)
     assert getattr(time, kind) > 0
     assert getattr(time, {"tensor": "context", "context": "tensor"}[kind]) == 0
     assert time.bubble == 0

@@ -27,7 +27,7 @@ def upstream_args(model: ModelDims, layout: Layout, length: int) -> Namespace:
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=None,
         data_parallel_size=layout.data,
-        world_size=layout.gpus,
+        world_size=layout.tensor * layout.context * layout.pipeline * layout.data,
         use_distributed_optimizer=True,
         # What a dense model leaves at its default.
         num_experts=None,

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_longrope2.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -11,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tools.plan", *map(str, options)],
+        [sys.executable, "-m", "megatron_longrope2", "plan", *map(str, options)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -27,11 +29,20 @@ def test_table_recommendation_and_json(tmp_path: Path) -> None:
     assert len(lines[: lines.index("")]) == 1 + 3
     written = read_json(tmp_path / "plan.json")
     assert f"recommended: {written['layouts'][0]['arguments']}" in lines
-    assert written["job"]["gpus"] == 16
+    assert written["settings"]["gpus"] == 16
+    assert "not calibrated" in finished.stdout
 
 
-def test_bad_input_is_one_line() -> None:
-    finished = run("--model", "llama3-70b", "--gpus", 1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpus", 1), "error: --memory: no layout of 1 GPUs fits into 90% of 80 GiB"),
+        (("--memory", 0), 'error: Invalid value "0.0" for --memory. Must be > 0.'),
+        (("--long-share", 1.5), 'error: Invalid value "1.5" for --long-share. Must be <= 1.'),
+    ],
+)
+def test_bad_input_is_one_line(options: tuple[object, ...], message: str) -> None:
+    finished = run("--model", "llama3-70b", *options)
     assert finished.returncode == 2
-    assert finished.stderr.startswith("error: memory: no layout of 1 GPUs fits into 90% of 80 GiB")
+    assert finished.stderr.startswith(message)
     assert finished.stderr.count("\n") == 1

@@ -28,12 +28,12 @@ def factor_file(folder: Path, target_length: int, **changes: float) -> Path:
 def test_pools_of_mix_and_command_line(parse: Parse, pools: Path, tmp_path: Path) -> None:
     mixed = {"path_prefix": "books/short", "window": "short", "weight": 3, "tokens": 300}
     write_json(tmp_path / "mix.json", {"format": FORMAT, "tokens": 300, "repeat": True, "pools": [mixed]})
-    found = training_pools(parse("--mix", tmp_path / "mix.json", *long_pool(pools)))
-    assert found.pools == (
+    found, repeat = training_pools(parse("--mix", tmp_path / "mix.json", *long_pool(pools)))
+    assert found == (
         Pool(str(tmp_path / "books/short"), "short", 3),
         Pool(str(pools / "long"), "long", 1),
     )
-    assert found.repeat
+    assert repeat
 
 
 def test_single_window_rescales_everything(parse: Parse, pools: Path) -> None:

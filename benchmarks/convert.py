@@ -1,8 +1,8 @@
-"""Hugging Face to Megatron and back against a plain copy of the same files, and the memory it takes.
+"""Time conversion from Hugging Face to Megatron and back against a plain copy of the same files.
 
 Conversions and copies take turns on a random Llama in bfloat16; the best time of each counts.
 `speed_vs_copy` is the smaller ratio of the two directions, wall clock; the `cpu` ratios leave out what other
-processes take of the cores.
+processes take of the cores. `peak_rss_bytes` is the largest memory of this process.
 """
 
 import json
@@ -10,12 +10,20 @@ import os
 import resource
 import shutil
 import time
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from megatron_longrope2.benchmarks import Measurement
+import torch
+from cyclopts import Parameter
+from cyclopts.types import PositiveFloat, PositiveInt
+
+from benchmarks.measuring import Measurement
+from megatron_longrope2.checkpoint.export_hf import export_hf
+from megatron_longrope2.checkpoint.hf_config import HFConfig
+from megatron_longrope2.checkpoint.hf_files import TensorSpec, write_safetensors
+from megatron_longrope2.checkpoint.import_hf import import_hf
 
 _CONFIG = {
     "model_type": "llama",
@@ -41,11 +49,6 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
         folder: new.
         gigabytes: about so large (at least 0.35).
     """
-    import torch
-
-    from megatron_longrope2.checkpoint.hf_config import HFConfig
-    from megatron_longrope2.checkpoint.hf_files import TensorSpec, write_safetensors
-
     folder.mkdir(parents=True)
     layers = max(1, round((gigabytes - _EMBEDDINGS_GB) / _LAYER_GB))
     (folder / "config.json").write_text(json.dumps(_CONFIG | {"num_hidden_layers": layers}))
@@ -66,27 +69,27 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
     return sum(spec.nbytes for spec in specs)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Options of this benchmark."""
-    add = parser.add_argument
-    add("--gigabytes", type=float, default=2.0, metavar="GB", help="size of the model (at least 0.35)")
-    add("--repeats", type=int, default=5, metavar="N", help="measurements of each; the fastest counts")
-    add(
-        "--folder",
-        type=Path,
-        metavar="DIR",
-        help="where four times the size is free; default: the temporary folder",
-    )
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """Size and repetitions.
+
+    Attributes:
+        gigabytes: The size of the model, at least 0.35.
+        repeats: How often each is measured; the fastest counts.
+        folder: A folder where four times the size is free; without it the temporary folder is used.
+    """
+
+    gigabytes: PositiveFloat = 2.0
+    repeats: PositiveInt = 5
+    folder: Path | None = None
 
 
-def measure(args: Namespace) -> Measurement:
+def measure(settings: Settings) -> Measurement:
     """Make the model, then convert and copy it in turns."""
-    from megatron_longrope2.checkpoint.export_hf import export_hf
-    from megatron_longrope2.checkpoint.import_hf import import_hf
-
-    with TemporaryDirectory(dir=args.folder) as name:
+    with TemporaryDirectory(dir=settings.folder) as name:
         hf, megatron, scratch = (Path(name) / part for part in ("hf", "megatron", "scratch"))
-        size = write_random_model(hf, args.gigabytes)
+        size = write_random_model(hf, settings.gigabytes)
         import_hf(hf, megatron)
         work: dict[str, Callable[[], object]] = {
             "copy_hf": lambda: shutil.copytree(hf, scratch),
@@ -95,12 +98,11 @@ def measure(args: Namespace) -> Measurement:
             "export": lambda: export_hf(megatron, scratch),
         }
         rounds = [
-            {name: _seconds(job, hf, scratch) for name, job in work.items()} for _ in range(args.repeats)
+            {name: _seconds(job, hf, scratch) for name, job in work.items()} for _ in range(settings.repeats)
         ]
     wall, cpu = ({name: min(r[name][clock] for r in rounds) for name in work} for clock in (0, 1))
     ratios = {"import": wall["copy_hf"] / wall["import"], "export": wall["copy_megatron"] / wall["export"]}
     return Measurement(
-        settings={"gigabytes": args.gigabytes, "repeats": args.repeats},
         ratios={
             "speed_vs_copy": min(ratios.values()),
             **ratios,

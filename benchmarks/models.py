@@ -4,61 +4,64 @@ import importlib.util
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.utils import unwrap_model
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.initialize import initialize_megatron
+from megatron.training.models.gpt import default_layer_spec
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
+from megatron_longrope2.checkpoint.mapping import LAYERS
+from megatron_longrope2.device import rendezvous_store
+from megatron_longrope2.hf import set_factors
+from megatron_longrope2.model.arguments import model_config, parse_model_arguments
 from megatron_longrope2.model.dims import ModelDims
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.model.layer_specs import longrope2_layer_spec
+from megatron_longrope2.model.pack import DocumentPack
+from megatron_longrope2.rope import RopeFactors, make_factors
 
 ROPE_BASE = 10000.0
 
 
-def start_megatron(shape: ModelDims, length: int, *, bf16: bool) -> Namespace:
-    """Initialise Megatron for models of this shape, once a process; its arguments, with NTK factors.
+def start_megatron(dims: ModelDims, length: int, *, bf16: bool) -> Namespace:
+    """Initialise Megatron for models of these sizes, once a process; its arguments, with NTK factors.
 
     Args:
         length: of the longest segment, tokens; also the factors' target length.
         bf16: weights and activations, else float32.
     """
-    from megatron.training.initialize import initialize_megatron
-
-    from megatron_longrope2.device import rendezvous_store
-    from megatron_longrope2.model.arguments import parse_model_arguments
-    from megatron_longrope2.rope import make_factors
-
-    factors = make_factors(
+    with patch.object(sys, "argv", ["benchmark", *_arguments(dims, length, bf16)]):
+        args = parse_model_arguments()
+    args.longrope2_factors = make_factors(
         "ntk",
         rope_base=ROPE_BASE,
-        rotary_dim=shape.kv_channels,
-        original_length=shape.original_length,
+        rotary_dim=dims.kv_channels,
+        original_length=dims.original_length,
         target_length=length,
-    )
-    with TemporaryDirectory() as folder:
-        factors.save(Path(folder) / "factors.json")
-        given = [*_arguments(shape, length, bf16), "--rope-factors", f"{folder}/factors.json"]
-        with patch.object(sys, "argv", ["benchmark", *given]):
-            args = parse_model_arguments()
+    ).to_dict()
     initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
     return args
 
 
-def _arguments(shape: ModelDims, length: int, bf16: bool) -> list[str]:
+def _arguments(dims: ModelDims, length: int, bf16: bool) -> list[str]:
     # Fused accumulation writes into the buffers of Megatron's data parallelism; these models have none.
-    grouped = shape.num_query_groups != shape.num_attention_heads
+    grouped = dims.num_query_groups != dims.num_attention_heads
     return f"""
-        --num-layers {shape.num_layers} --hidden-size {shape.hidden_size} --kv-channels {shape.kv_channels}
-        --num-attention-heads {shape.num_attention_heads} --ffn-hidden-size {shape.ffn_hidden_size} --swiglu
-        {f"--group-query-attention --num-query-groups {shape.num_query_groups}" if grouped else ""}
-        {"" if shape.tied else "--untie-embeddings-and-output-weights"}
+        --num-layers {dims.num_layers} --hidden-size {dims.hidden_size} --kv-channels {dims.kv_channels}
+        --num-attention-heads {dims.num_attention_heads} --ffn-hidden-size {dims.ffn_hidden_size} --swiglu
+        {f"--group-query-attention --num-query-groups {dims.num_query_groups}" if grouped else ""}
+        {"" if dims.tied else "--untie-embeddings-and-output-weights"}
         --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
-        --rotary-base {ROPE_BASE:.0f} --max-position-embeddings {shape.original_length}
-        --seq-length {length} --vocab-size {shape.vocab_size} --tokenizer-type NullTokenizer
+        --rotary-base {ROPE_BASE:.0f} --max-position-embeddings {dims.original_length}
+        --seq-length {length} --vocab-size {dims.vocab_size} --tokenizer-type NullTokenizer
         --attention-dropout 0 --hidden-dropout 0 --micro-batch-size 1 --train-iters 1 --lr 1e-3
         --no-gradient-accumulation-fusion
         {"--bf16" if bf16 else ""}
@@ -68,8 +71,6 @@ def _arguments(shape: ModelDims, length: int, bf16: bool) -> list[str]:
 
 def our_model(args: Namespace) -> Any:
     """The model that this package trains."""
-    from megatron_longrope2.model.arguments import model_config
-
     return _build(model_config(args))
 
 
@@ -79,17 +80,12 @@ def upstream_model(args: Namespace) -> Any:
     Without Transformer Engine upstream has no attention for packed documents: then this has our torch core
     attention and norms.
     """
-    from megatron.training.argument_utils import gpt_config_from_args
-
     config = gpt_config_from_args(args)
     config.transformer_layer_spec = _upstream_layer_spec
     return _build(config)
 
 
 def _build(config: Any) -> Any:
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.core.utils import unwrap_model
-
     chunks = config.get_builder_cls()(config).build_distributed_models(
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
     )
@@ -97,11 +93,6 @@ def _build(config: Any) -> Any:
 
 
 def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
-    from megatron.core.transformer.attention import SelfAttention
-    from megatron.training.models.gpt import default_layer_spec
-
-    from megatron_longrope2.model.layer_specs import longrope2_layer_spec
-
     if config.transformer.transformer_impl != "local":
         return default_layer_spec(config, vp_stage)
     block: Any = longrope2_layer_spec(config, vp_stage)
@@ -109,51 +100,42 @@ def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     return block
 
 
-def hf_model(model: Any, shape: ModelDims, factors: "RopeFactors") -> Any:
+def hf_model(model: Any, dims: ModelDims, factors: RopeFactors) -> Any:
     """The same weights as a transformers Llama, with the RoPE of both windows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from megatron_longrope2.hf import set_factors
-
     config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.ffn_hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_query_groups,
-        head_dim=shape.kv_channels,
+        vocab_size=dims.vocab_size,
+        hidden_size=dims.hidden_size,
+        intermediate_size=dims.ffn_hidden_size,
+        num_hidden_layers=dims.num_layers,
+        num_attention_heads=dims.num_attention_heads,
+        num_key_value_heads=dims.num_query_groups,
+        head_dim=dims.kv_channels,
         max_position_embeddings=factors.target_length,
         rope_parameters={"rope_type": "default", "rope_theta": factors.rope_base},
         rms_norm_eps=model.config.layernorm_epsilon,
-        tie_word_embeddings=shape.tied,
+        tie_word_embeddings=dims.tied,
     )
     with torch.device("meta"):
         made = LlamaForCausalLM(config)
-    made.load_state_dict(hf_weights(model, shape), assign=True, strict=not shape.tied)
+    made.load_state_dict(hf_weights(model, dims), assign=True, strict=not dims.tied)
     made.tie_weights()
     set_factors(made, factors)
     return made.train()
 
 
-def hf_weights(model: Any, shape: ModelDims, state: "dict[str, Tensor] | None" = None) -> "dict[str, Tensor]":
+def hf_weights(model: Any, dims: ModelDims, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A Megatron model's weights under the names of transformers' Llama, through the converters' table.
 
     Args:
         state: something else of each parameter, such as its gradient; None: the weights.
     """
-    from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-    from megatron_longrope2.checkpoint.mapping import LAYERS
-
     state = model.state_dict() if state is None else state
     saved = {checkpoint_name(model, name): value for name, value in state.items()}
-    padded = len(saved["embedding.word_embeddings.weight"])
-    dims = shape.padded(padded)
+    padded = dims.padded(len(saved["embedding.word_embeddings.weight"]))
     weights: dict[str, Tensor] = {}
-    for mapping in ARCHITECTURES["llama"].mappings(tied=shape.tied, biased=False):
-        for layer in range(shape.num_layers if mapping.in_layers else 1):
-            parts = mapping.to_hf(saved[mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")], dims)
+    for mapping in ARCHITECTURES["llama"].mappings(tied=dims.tied, biased=False):
+        for layer in range(dims.num_layers if mapping.in_layers else 1):
+            parts = mapping.to_hf(saved[mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")], padded)
             weights |= dict(zip(mapping.hf_names(layer), parts, strict=True))
     return weights
 
@@ -168,7 +150,7 @@ def checkpoint_name(model: Any, name: str) -> str:
 
 def set_recompute(model: Any, full: bool) -> None:
     """Let a model recompute every layer in its backward pass, or nothing."""
-    if hasattr(model, "gradient_checkpointing_enable"):
+    if isinstance(model, LlamaForCausalLM):
         if full:
             model.gradient_checkpointing_enable()
         elif model.is_gradient_checkpointing:
@@ -179,10 +161,8 @@ def set_recompute(model: Any, full: bool) -> None:
     model.config.recompute_num_layers = 1 if full else None
 
 
-def tokens_of(lengths: list[int], vocab_size: int) -> "Tensor":
+def tokens_of(lengths: list[int], vocab_size: int) -> Tensor:
     """Random tokens of a pack, int64 [sum of lengths], on this process's device."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocab_size, (sum(lengths),), generator=generator)
     return tokens.to(torch.cuda.current_device())
@@ -196,15 +176,9 @@ def training_step(
     Labels are the tokens themselves: as much work as next tokens, and the loss is a check value only.
     `after_backward` is called while the gradients are there.
     """
-    import torch
-
-    from megatron_longrope2.training.batch import pack_params
-
-    where = torch.cuda.current_device()
-    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    packed = pack_params(boundaries.to(where), max(lengths))
+    packed = DocumentPack.of(tuple(lengths))
     tokens = tokens_of(lengths, vocab_size)[None]
-    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(where)
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(tokens.device)
 
     def step() -> float:
         loss = model(tokens, position_ids, None, labels=tokens, packed_seq_params=packed).mean()
@@ -218,8 +192,6 @@ def training_step(
 
 def hf_training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
     """The same on a transformers model; equal documents are rows of a batch, so that nothing is masked."""
-    import torch.nn.functional as F
-
     rows = tokens_of(lengths, vocab_size).view(len(lengths), -1)
 
     def step() -> float:

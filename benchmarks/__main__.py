@@ -1,0 +1,72 @@
+"""Run a benchmark from the repository's root, and write its ratios as JSON.
+
+A benchmark is a module of this folder: `Settings` are its options, `measure` runs it.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter
+
+from benchmarks.measuring import markdown, result
+from megatron_longrope2 import device
+from megatron_longrope2.errors import InputError, run_main
+from megatron_longrope2.files import write_json, write_text
+
+BENCHMARKS = {
+    "convert": "Conversion of checkpoints, against a copy of the same files.",
+    "learned": "Factors learned by gradient, against the evolution and the closed-form methods.",
+    "preprocess": "Preprocessing, against the tokenizer alone.",
+    "scoring": "One candidate of the factor search, against a forward pass without logits.",
+    "search": "The factor search, against scoring every candidate in full.",
+    "throughput": "Training steps at long lengths, against upstream's plain RoPE and transformers.",
+    "train": "A training step of a small model, against upstream's plain RoPE.",
+}
+
+
+def command(name: str) -> Callable[..., None]:
+    """The command line of a benchmark, whose module is imported here."""
+    if name != "convert":  # it needs no Megatron, and measures the memory of this process
+        device.install()
+    module = import_module(f"benchmarks.{name}")
+
+    def run(*, settings: module.Settings, output: Path, table: Path | None = None) -> None:
+        found = result(name, settings, module.measure)
+        write_json(output, found)
+        if table:
+            write_text(table, markdown(found))
+        for ratio, value in found["ratios"].items():
+            print(f"{ratio}: {value:.3f}")
+
+    run.__doc__ = f"""{module.__doc__}
+    Args:
+        output: The JSON file to write.
+        table: A Markdown file to write as well.
+    """
+    return run
+
+
+def main() -> None:
+    app = App(
+        "python -m benchmarks",
+        help=__doc__,
+        version_flags=[],
+        help_format="markdown",
+        default_parameter=Parameter(consume_multiple=True, negative=()),
+        result_action="return_value",
+    )
+    for name, what in BENCHMARKS.items():
+        if name in sys.argv[1:2]:
+            app.command(command(name), name=name)
+        else:
+            app.command(App(name=name, help=what))
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise InputError(str(error).strip()) from error
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,213 @@
+"""Measure training throughput of a model's layers at long lengths: ours, upstream's and transformers'.
+
+A step is forward and backward of one segment in bf16, with recomputation of every layer where the planner
+says that it is needed; the optimizer's update, whose time no length changes, is left out. There is one
+document per segment (the long window), and in the `short_` packs documents are as long as the original length.
+The model operations of a step, whatever is recomputed, are 6 x tokens x parameters of the matrices plus
+6 x layers x query size x the sum over documents of length squared (causal attention). `ceiling_share_LENGTH`
+is their rate over that of a matrix product of 8192 x 8192 x 8192 measured before. All models have the same
+weights and take turns; the fastest step of each counts. A transformers model that does not fit is left out.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import models as build
+from benchmarks.measuring import Measurement, in_turns
+from megatron_longrope2 import device
+from megatron_longrope2.files import write_text
+from megatron_longrope2.model.arguments import factors_of
+from megatron_longrope2.model.dims import ModelDims
+from megatron_longrope2.planning.layout import Layout
+from megatron_longrope2.planning.memory import peak_memory
+from megatron_longrope2.planning.model import load_dims
+from megatron_longrope2.planning.plan import VOCABULARY_UNIT
+from megatron_longrope2.planning.speed import attention_operations, linear_operations
+
+MEMORY_SHARE = 0.9  # of the GPU's memory, that a plan may fill
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """Model, lengths and repetitions.
+
+    Attributes:
+        model: The sizes of the model: a preset of `longrope2 plan`, a Hugging Face folder or a checkpoint.
+        num_layers: The number of layers. Without this option they are as many as the planner fits on the GPU
+            together with Adam's states.
+        vocab_size: The size of the vocabulary. LLaMA3's logits of 128K tokens fit on no single GPU; the
+            default is the share of one tensor-parallel rank of eight.
+        lengths: The segment lengths in tokens; the longest is also measured as a pack of short documents.
+        repeats: How often each is measured; the fastest counts.
+        profile: A text file for the kernels of our longest step.
+    """
+
+    model: str = "llama3-8b"
+    num_layers: PositiveInt | None = None
+    vocab_size: PositiveInt = 16128
+    lengths: tuple[PositiveInt, ...] = (8192, 32768, 65536, 131072)
+    repeats: PositiveInt = 3
+    profile: Path | None = None
+
+
+def measure(settings: Settings) -> Measurement:
+    """Build the models and time their steps, length by length.
+
+    Raises:
+        InputError: an unknown model.
+    """
+    dims = replace(load_dims(settings.model), vocab_size=settings.vocab_size).padded(VOCABULARY_UNIT)
+    memory = MEMORY_SHARE * torch.cuda.mem_get_info()[1] if device.has_gpu() else math.inf
+    longest, original = max(settings.lengths), dims.original_length
+    dims = replace(dims, num_layers=settings.num_layers or fitting_layers(dims, longest, memory))
+    ceiling = matmul_rate(8192 if device.has_gpu() else 256)
+    args = build.start_megatron(dims, longest, bf16=True)
+    models = {"ours": build.our_model(args), "upstream": build.upstream_model(args)}
+    models["upstream"].load_state_dict(models["ours"].state_dict())
+    models["transformers"] = build.hf_model(models["ours"], dims, factors_of(args))
+    packs = {label(length): [length] for length in sorted(settings.lengths)}
+    packs[f"short_{label(longest)}"] = [original] * (longest // original)
+    cases = {
+        name: _measure_case(models, dims, lengths, memory, settings.repeats)
+        for name, lengths in packs.items()
+    }
+    if settings.profile:
+        build.set_recompute(models["ours"], cases[label(longest)]["recompute"] == "full")
+        _write_profile(settings.profile, build.training_step(models["ours"], [longest], dims.vocab_size))
+    return Measurement(
+        ratios=_ratios(cases, ceiling),
+        measured={
+            "model": vars(dims),
+            "transformer_impl": args.transformer_impl,
+            "matmul_operations_per_second": ceiling,
+            "cases": cases,
+            "table": [row for name, case in cases.items() for row in _rows(name, case, ceiling)],
+        },
+    )
+
+
+def label(length: int) -> str:
+    """131072 is 128k; what is no multiple of 1024 stays as it is."""
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+def model_operations(dims: ModelDims, lengths: list[int]) -> float:
+    """Operations that a step on documents of these lengths needs, recomputation not counted."""
+    squared = sum(length**2 for length in lengths)
+    return linear_operations(dims, sum(lengths)) + attention_operations(dims, squared)
+
+
+def fits(dims: ModelDims, length: int, memory: float, *, recompute: bool) -> bool:
+    """Whether training segments of `length` tokens with Adam takes at most `memory` bytes of one GPU."""
+    layout = Layout(1, 1, 1, 1, "full" if recompute else "none")
+    return peak_memory(dims, layout, length, 1).total <= memory
+
+
+def fitting_layers(dims: ModelDims, length: int, memory: float) -> int:
+    """As many of the model's layers as fit when all are recomputed, at least one."""
+    numbers = range(dims.num_layers, 1, -1)
+    fitting = (n for n in numbers if fits(replace(dims, num_layers=n), length, memory, recompute=True))
+    return next(fitting, 1)
+
+
+def matmul_rate(size: int, products: int = 10, rounds: int = 5) -> float:
+    """Operations a second of bf16 products of [size, size] matrices: the fastest of the rounds."""
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=torch.cuda.current_device()) for _ in "ab")
+
+    def multiply() -> None:
+        for _ in range(products):
+            a @ b
+
+    multiply()
+    seconds = in_turns({"matmul": multiply}, rounds)["matmul"]
+    return 2 * size**3 * products / min(seconds)
+
+
+def _measure_case(
+    models: dict[str, Any], dims: ModelDims, lengths: list[int], memory: float, repeats: int
+) -> dict[str, Any]:
+    """Losses, peak memory and seconds of every model on one pack."""
+    tokens = sum(lengths)
+    recompute = not fits(dims, tokens, memory, recompute=False)
+    steps: dict[str, Callable[[], float]] = {}
+    losses, peaks = {}, {}
+    for name, model in models.items():
+        build.set_recompute(model, recompute)
+        make = build.hf_training_step if name == "transformers" else build.training_step
+        steps[name] = make(model, lengths, dims.vocab_size)
+        found = _first_step(steps[name], optional=name == "transformers")
+        if found is None:
+            del steps[name]
+            continue
+        others = sum(_bytes(other) for other in models.values() if other is not model)
+        losses[name], peaks[name] = found[0], max(0, found[1] - others)
+    return {
+        "documents": len(lengths),
+        "tokens": tokens,
+        "recompute": "full" if recompute else "none",
+        "model_operations": model_operations(dims, lengths),
+        "losses": losses,
+        "peak_memory_bytes": peaks,
+        "seconds": in_turns(steps, repeats),
+    }
+
+
+def _first_step(step: Callable[[], float], *, optional: bool) -> tuple[float, int] | None:
+    """Loss and peak memory of the step that warms up; None if it may run out of memory and does."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        return step(), torch.cuda.max_memory_allocated()
+    except torch.OutOfMemoryError:
+        if not optional:
+            raise
+        return None
+
+
+def _bytes(model: Any) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _ratios(cases: dict[str, dict[str, Any]], ceiling: float) -> dict[str, float]:
+    ratios = {}
+    for name, case in cases.items():
+        seconds = {who: min(times) for who, times in case["seconds"].items()}
+        ours = seconds.pop("ours")
+        ratios[f"ceiling_share_{name}"] = case["model_operations"] / ours / ceiling
+        ratios |= {f"step_time_vs_{who}_{name}": ours / other for who, other in seconds.items()}
+    return ratios
+
+
+def _rows(pack: str, case: dict[str, Any], ceiling: float) -> list[dict[str, Any]]:
+    """What a reader wants to see of a case: a row a model."""
+    return [
+        {
+            "pack": pack,
+            "recompute": case["recompute"],
+            "model": name,
+            "seconds": round(min(times), 3),
+            "tokens/s": round(case["tokens"] / min(times)),
+            "model TFLOP/s": round(case["model_operations"] / min(times) / 1e12, 1),
+            "share of the ceiling": f"{case['model_operations'] / min(times) / ceiling:.1%}",
+            "peak GB": round(case["peak_memory_bytes"][name] / 1e9, 1),
+        }
+        for name, times in case["seconds"].items()
+    ]
+
+
+def _write_profile(path: Path, step: Callable[[], float]) -> None:
+    """Where a step's time goes, by kernel."""
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
+        step()
+    order = f"self_{'cuda' if gpu else 'cpu'}_time_total"
+    write_text(path, found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=90))

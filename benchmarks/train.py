@@ -1,0 +1,80 @@
+"""Time a step (forward and backward) of our model against upstream's GPTModel with plain RoPE.
+
+Both have the same weights and the same packed batches, and take turns in one process. Without Transformer
+Engine upstream has no attention for packed documents: there both models have our torch core attention and
+norms, and the ratio shows what the rotary embedding with the switch costs. `step_time_vs_upstream` is for a
+short and a long segment together, as mixed windows alternate them; each kind of pack also has its own.
+Without a GPU, times are processor time.
+"""
+
+import time
+from dataclasses import dataclass
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from benchmarks.measuring import Measurement, in_turns
+from benchmarks.models import our_model, start_megatron, training_step, upstream_model
+from megatron_longrope2 import device
+from megatron_longrope2.model.dims import ModelDims
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and repetitions.
+
+    Attributes:
+        length: The number of tokens of a segment.
+        original_length: The number of tokens of the short window.
+        num_layers: The number of layers.
+        hidden_size: The hidden size; heads are 64 wide.
+        bf16: Train in bf16 instead of float32.
+        repeats: How often each is measured; the fastest counts.
+    """
+
+    length: PositiveInt = 2048
+    original_length: PositiveInt = 256
+    num_layers: PositiveInt = 4
+    hidden_size: PositiveInt = 256
+    bf16: bool = False
+    repeats: PositiveInt = 15
+
+
+def measure(settings: Settings) -> Measurement:
+    """Build both models and time them on short, long and mixed packs."""
+    length, original, heads = settings.length, settings.original_length, settings.hidden_size // 64
+    dims = ModelDims(
+        name="benchmark",
+        num_layers=settings.num_layers,
+        hidden_size=settings.hidden_size,
+        ffn_hidden_size=settings.hidden_size * 3,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        kv_channels=64,
+        vocab_size=4096,
+        original_length=original,
+        tied=True,
+    )
+    args = start_megatron(dims, length, bf16=settings.bf16)
+    models = {"ours": our_model(args), "upstream": upstream_model(args)}
+    models["upstream"].load_state_dict(models["ours"].state_dict())
+    packs = {
+        "short": [original] * (length // original),
+        "long": [length],
+        "mixed": [length // 2, *[original] * (length // 2 // original)],
+    }
+    clock = time.perf_counter if device.has_gpu() else time.process_time
+    seconds, losses, ratios = {}, {}, {}
+    for kind, lengths in packs.items():
+        steps = {name: training_step(model, lengths, dims.vocab_size) for name, model in models.items()}
+        losses[kind] = {name: step() for name, step in steps.items()}
+        seconds[kind] = in_turns(steps, settings.repeats, clock)
+        ours, upstream = (min(seconds[kind][name]) for name in models)
+        ratios[f"step_time_vs_upstream_{kind}"] = ours / upstream
+    ours, upstream = (min(seconds["short"][name]) + min(seconds["long"][name]) for name in models)
+    return Measurement(
+        ratios={"step_time_vs_upstream": ours / upstream, **ratios},
+        # The short window is plain RoPE: there both models must give one loss.
+        measured={"seconds": seconds, "losses": losses},
+    )
