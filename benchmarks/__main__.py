@@ -4,7 +4,7 @@ A benchmark is a module of this folder: `Settings` are its options, `measure` ru
 """
 
 import sys
-from collections.abc import Callable
+from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from benchmarks.measuring import markdown, result
 from megatron_longrope2 import device
+from megatron_longrope2.cli import as_typed
 from megatron_longrope2.errors import InputError, run_main
 from megatron_longrope2.files import write_json, write_text
 
@@ -26,13 +27,19 @@ BENCHMARKS = {
 }
 
 
-def command(name: str) -> Callable[..., None]:
-    """The command line of a benchmark, whose module is imported here."""
+def add_command(app: App, name: str) -> None:
+    """Give the command line a benchmark, whose module is imported here."""
     if name != "convert":  # it needs no Megatron, and measures the memory of this process
         device.install()
     module = import_module(f"benchmarks.{name}")
 
     def run(*, settings: module.Settings, output: Path, table: Path | None = None) -> None:
+        """Run it.
+
+        Args:
+            output: The JSON file to write.
+            table: A Markdown file to write as well.
+        """
         found = result(name, settings, module.measure)
         write_json(output, found)
         if table:
@@ -40,12 +47,9 @@ def command(name: str) -> Callable[..., None]:
         for ratio, value in found["ratios"].items():
             print(f"{ratio}: {value:.3f}")
 
-    run.__doc__ = f"""{module.__doc__}
-    Args:
-        output: The JSON file to write.
-        table: A Markdown file to write as well.
-    """
-    return run
+    if all(field.default is not MISSING for field in fields(module.Settings)):
+        run.__kwdefaults__["settings"] = module.Settings()  # no option is required
+    app.command(run, name=name, help=module.__doc__)
 
 
 def main() -> None:
@@ -54,12 +58,12 @@ def main() -> None:
         help=__doc__,
         version_flags=[],
         help_format="markdown",
-        default_parameter=Parameter(consume_multiple=True, negative=()),
+        default_parameter=Parameter(consume_multiple=True, negative=(), show_default=as_typed),
         result_action="return_value",
     )
     for name, what in BENCHMARKS.items():
         if name in sys.argv[1:2]:
-            app.command(command(name), name=name)
+            add_command(app, name)
         else:
             app.command(App(name=name, help=what))
     try:

@@ -5,7 +5,6 @@ Conversions and copies take turns on a random Llama in bfloat16; the best time o
 processes take of the cores. `peak_rss_bytes` is the largest memory of this process.
 """
 
-import json
 import os
 import resource
 import shutil
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
+from transformers import LlamaConfig
 
 from benchmarks.measuring import Measurement
 from megatron_longrope2.checkpoint.export_hf import export_hf
@@ -25,20 +25,6 @@ from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import TensorSpec, write_safetensors
 from megatron_longrope2.checkpoint.import_hf import import_hf
 
-_CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 _EMBEDDINGS_GB, _LAYER_GB = 0.262, 0.088
 
 
@@ -51,7 +37,14 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
     """
     folder.mkdir(parents=True)
     layers = max(1, round((gigabytes - _EMBEDDINGS_GB) / _LAYER_GB))
-    (folder / "config.json").write_text(json.dumps(_CONFIG | {"num_hidden_layers": layers}))
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=layers,
+        num_key_value_heads=4,
+        dtype="bfloat16",
+    ).save_pretrained(folder)
     config = HFConfig.read(folder)
     dims = config.dims()
     specs = [

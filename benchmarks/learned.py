@@ -1,143 +1,151 @@
-"""Factors learned by gradient against the evolution and the closed-form methods: cost and held-out needles.
+"""Compare factors learned by gradient with the evolution and the closed-form methods: cost, held-out needles.
 
 All searches run in this process, one after the other. Baselines are PI, NTK and YaRN, each with the
 attention factor that does best on the search's own samples. Cost is processor time, which other programs do
 not distort.
 """
 
-import math
 import sys
 import time
-from argparse import ArgumentParser, Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, get_args
 
-from megatron_longrope2.benchmarks import Measurement
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from benchmarks.measuring import Measurement
+from benchmarks.searching import search_settings
+from megatron_longrope2.model.loading import LoadedModel
+from megatron_longrope2.rope import AttentionFactor, RopeFactors
+from megatron_longrope2.search.heldout import compare, score_samples
+from megatron_longrope2.search.run import Search, load, prepare
+from megatron_longrope2.search.settings import SearchSettings
 
 ATTENTION_FACTORS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
-KINDS: dict[str, dict[str, Any]] = {
-    "paper": {"space": "paper"},
-    "paper, documents": {"space": "paper", "objective": "document"},
-    "extended": {"space": "extended"},
-    "extended, attention factor 1": {"space": "extended", "fix_attention_factor": True},
-    "extended, documents": {"space": "extended", "objective": "document"},
-    "learned, attention factor 1": {"algorithm": "gradient"},
-    "learned": {"algorithm": "gradient"},
+Kind = Literal[
+    "paper",
+    "paper, documents",
+    "extended",
+    "extended, attention factor 1",
+    "extended, documents",
+    "learned, attention factor 1",
+    "learned",
+]
+# The options of `longrope2 search` that are the kind's own.
+OPTIONS: dict[Kind, str] = {
+    "paper": "",
+    "paper, documents": "--objective document",
+    "extended": "--search-space extended",
+    "extended, attention factor 1": "--search-space extended --fix-attention-factor",
+    "extended, documents": "--search-space extended --objective document",
+    "learned, attention factor 1": "--algorithm gradient",
+    "learned": "--algorithm gradient --learn-attention-factor",
 }
-"""What is run, and how it differs from `SearchSettings`' defaults."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--load", type=Path, required=True, help="Megatron checkpoint of the model")
-    parser.add_argument("--books", type=Path, required=True, help="texts that needles are hidden in")
-    parser.add_argument("--held-out-books", type=Path, required=True, help="texts of the comparison")
-    parser.add_argument("--target-length", type=int, required=True, help="extended window, tokens")
-    parser.add_argument("--searches", nargs="+", choices=list(KINDS), default=list(KINDS), help="what to run")
-    parser.add_argument("--bf16", action="store_true", help="the model in bf16 instead of float32")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one comparison each")
-    parser.add_argument("--population", type=int, default=32, help="of the evolution")
-    parser.add_argument("--iterations", type=int, default=10, help="of the evolution")
-    parser.add_argument("--steps", type=int, default=48, help="of the gradient search")
-    parser.add_argument("--samples", type=int, default=20, help="needles of a search, at five depths")
-    parser.add_argument("--held-out-samples", type=int, default=64, help="needles of the comparison")
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is searched and compared.
+
+    Attributes:
+        load: The Megatron checkpoint of the model.
+        books: The texts in which the needles of the searches are hidden.
+        held_out_books: The texts of the comparison.
+        target_length: The extended window in tokens.
+        searches: The searches to run.
+        bf16: Run the model in bf16 instead of float32.
+        seeds: The seeds; each gives a comparison of its own.
+        population: The population of the evolution.
+        iterations: The generations of the evolution after the first.
+        steps: The steps of the gradient search.
+        samples: The needles of a search, at five depths.
+        held_out_samples: The needles of the comparison.
+    """
+
+    load: Path
+    books: Path
+    held_out_books: Path
+    target_length: PositiveInt
+    searches: tuple[Kind, ...] = get_args(Kind)
+    bf16: bool = False
+    seeds: tuple[int, ...] = (0,)
+    population: PositiveInt = 32
+    iterations: int = 10
+    steps: PositiveInt = 48
+    samples: PositiveInt = 20
+    held_out_samples: PositiveInt = 64
+
+    def search(self, kind: Kind, seed: int, output: Path) -> SearchSettings:
+        """The settings of a search of this kind."""
+        return search_settings(
+            f"""
+            --load {self.load} --books {self.books} --held-out-books {self.held_out_books} --output {output}
+            --target-length {self.target_length} --samples {self.samples}
+            --held-out-samples {self.held_out_samples} --needle-depths 0 0.25 0.5 0.75 0.95 --seed {seed}
+            --population {self.population} --iterations {self.iterations} --steps {self.steps} --no-recompute
+            {OPTIONS[kind]} {"--bf16" if self.bf16 else ""}
+            """
+        )
 
 
-def measure(args: Namespace) -> Measurement:
+def measure(settings: Settings) -> Measurement:
     """Run the searches for every seed and compare their results on held-out needles."""
-    from megatron_longrope2 import device
-
-    device.install()
-    from megatron_longrope2.search.runner import load
-
-    model = load(_settings(args, args.seeds[0], "learned", Path("unused")))
-    seeds = {str(seed): _compare(args, seed, model) for seed in args.seeds}
-    return Measurement(
-        settings={
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-            if name not in ("output", "name")
-        },
-        ratios=_ratios(list(seeds.values())),
-        measured={"seeds": seeds},
-    )
+    model = load(settings.search("learned", settings.seeds[0], Path("unused")))
+    seeds = {str(seed): _compare(settings, seed, model) for seed in settings.seeds}
+    return Measurement(ratios=_ratios(list(seeds.values())), measured={"seeds": seeds})
 
 
-def _settings(args: Namespace, seed: int, kind: str, output: Path) -> Any:
-    from megatron_longrope2.search.evolution import EvolutionSettings
-    from megatron_longrope2.search.job import SearchSettings
-    from megatron_longrope2.search.learner import GradientSettings
-
-    return SearchSettings(
-        load=args.load,
-        books=args.books,
-        held_out_books=args.held_out_books,
-        held_out_samples=args.held_out_samples,
-        output=output,
-        target_length=args.target_length,
-        samples=args.samples,
-        needle_depths=(0.0, 0.25, 0.5, 0.75, 0.95),
-        evolution=EvolutionSettings(args.population, args.iterations, seed=seed),
-        gradient=GradientSettings(steps=args.steps, learn_attention_factor=kind == "learned"),
-        recompute_activations=False,
-        bf16=args.bf16,
-        **KINDS[kind],
-    )
-
-
-def _compare(args: Namespace, seed: int, model: Any) -> dict[str, Any]:
+def _compare(settings: Settings, seed: int, model: LoadedModel) -> dict[str, Any]:
     """{`cpu_seconds`: of each search; `methods`: as `heldout.compare`; `comparisons`: of each; `factors`}."""
-    from megatron_longrope2.search.heldout import compare, score_samples
-    from megatron_longrope2.search.runner import ALGORITHMS, held_out_needles, prepare
-
     seconds: dict[str, float] = {}
-    methods: dict[str, Any] = {}
-    for kind in args.searches:
+    methods: dict[str, RopeFactors] = {}
+    for kind in settings.searches:
         with TemporaryDirectory() as folder:
-            job = prepare(_settings(args, seed, kind, Path(folder) / "search"), model)
+            search = prepare(settings.search(kind, seed, Path(folder) / "search"), model)
             before = time.process_time()
-            outcome = ALGORITHMS[job.settings.algorithm](job)
+            outcome = search.run()
             seconds[kind] = time.process_time() - before
         methods[kind] = outcome.factors
         methods |= {f"{kind}, {name}": factors for name, factors in outcome.compared.items()}
-    methods |= _baselines(job)
-    scores = score_samples(job.scorer, methods, held_out_needles(job), progress=True)
-    comparisons = {kind: compare(scores, kind)["comparisons"] for kind in args.searches}
-    table = compare(scores, args.searches[0])["methods"]
+    methods |= _baselines(search)
+    scores = score_samples(search.session.scorer, methods, search.held_out)
+    comparisons = {kind: compare(scores, kind)["comparisons"] for kind in settings.searches}
+    table = compare(scores, settings.searches[0])["methods"]
     for name, row in table.items():
         print(f"seed {seed}, {name}: {row['nll']:.4f} +- {row['ci95']:.4f}", file=sys.stderr, flush=True)
     factors = {name: value.to_dict() for name, value in methods.items()}
     return {"cpu_seconds": seconds, "methods": table, "comparisons": comparisons, "factors": factors}
 
 
-def _baselines(job: Any) -> dict[str, Any]:
+def _baselines(search: Search) -> dict[str, RopeFactors]:
     """The closed-form methods, without and with their best attention factor on the search's samples."""
-    from megatron_longrope2.rope import AttentionFactor
-
-    found = {}
+    found, samples = {}, search.session.samples
     for method in ("pi", "ntk", "yarn"):
-        (plain,) = job.space.closed_form(method)
+        (plain,) = search.space.closed_form(method)
         options = [replace(plain, attention_factor=AttentionFactor(long=one)) for one in ATTENTION_FACTORS]
-        losses = [
-            math.fsum(job.scorer([(one, sample) for sample in job.objective.samples])) for one in options
-        ]
+        scores = [search.session.scorer(samples, [one] * len(samples)) for one in options]
+        losses = [sum(sample.total for sample in several) for several in scores]
         found[method] = plain
         found[f"{method}, best attention factor"] = options[losses.index(min(losses))]
     return found
 
 
 def _ratios(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the means over the seeds; below 1 is better than what it is compared with."""
+    """Of the sums over the seeds; below 1 is better than what it is compared with."""
+    ran = seeds[0]["cpu_seconds"]
+    baselines = [name for name in seeds[0]["methods"] if name.endswith("best attention factor")]
 
     def nll(*names: str) -> float:
         return sum(min(seed["methods"][name]["nll"] for name in names) for seed in seeds)
 
+    def cost(kind: str) -> float:
+        return sum(seed["cpu_seconds"][kind] for seed in seeds)
+
     ratios = {}
-    ran = seeds[0]["cpu_seconds"]
-    baselines = [name for name in seeds[0]["methods"] if name.endswith("best attention factor")]
     for kind, suffix in (("learned", ""), ("learned, attention factor 1", "_attention_factor_1")):
         if kind not in ran:
             continue
@@ -145,10 +153,7 @@ def _ratios(seeds: list[dict[str, Any]]) -> dict[str, float]:
         for evolution, name in (("paper", "evolution"), ("extended", "extended_evolution")):
             if evolution in ran:
                 ratios[f"nll_vs_{name}{suffix}"] = nll(kind) / nll(evolution)
-                costs = [seed["cpu_seconds"] for seed in seeds]
-                ratios[f"cost_vs_{name}{suffix}"] = sum(one[kind] for one in costs) / sum(
-                    one[evolution] for one in costs
-                )
+                ratios[f"cost_vs_{name}{suffix}"] = cost(kind) / cost(evolution)
     for space, suffix in (("paper", ""), ("extended", "_extended")):
         if {space, f"{space}, documents"} <= set(ran):
             ratios[f"nll_needles_vs_documents{suffix}"] = nll(space) / nll(f"{space}, documents")

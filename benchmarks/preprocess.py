@@ -1,4 +1,4 @@
-"""Preprocessing (reading, tokenizing, writing) against tokenizing alone with the same library, on one core.
+"""Time preprocessing (reading, tokenizing, writing) against the tokenizer library alone, on one core.
 
 `speed_vs_tokenizer` is the quotient of their speeds in processor time: 1 where reading and writing cost
 nothing.
@@ -7,71 +7,64 @@ nothing.
 import json
 import os
 import time
-from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from megatron_longrope2.benchmarks import Measurement, alternate
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from benchmarks.measuring import Measurement, in_turns
+from megatron_longrope2.data.documents import iter_documents, slices
+from megatron_longrope2.data.encoder import load_encoder
+from megatron_longrope2.data.preprocess import PreprocessConfig
+from megatron_longrope2.data.shards import Recipe, Shard, build_shard
+from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Options of this benchmark."""
-    add = parser.add_argument
-    add(
-        "--input",
-        default="examples/tiny_cpu/books/train",
-        metavar="PATH",
-        help="text to cut into documents: a file or folder that longrope2-preprocess reads",
-    )
-    add(
-        "--tokenizer",
-        default="examples/tiny_cpu/base",
-        metavar="FOLDER",
-        help="folder with a Hugging Face tokenizer.json",
-    )
-    add(
-        "--document-characters",
-        type=int,
-        default=4000,
-        metavar="N",
-        help="length of the documents that the text is cut into",
-    )
-    add("--characters", type=int, default=4_000_000, metavar="N", help="text to take, at most")
-    add("--repeats", type=int, default=7, metavar="N", help="measurements of each; the fastest counts")
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """Text, tokenizer and repetitions.
+
+    Attributes:
+        input: The text that is cut into documents: a file or folder that `longrope2 preprocess` reads.
+        tokenizer: A folder with a Hugging Face tokenizer.json.
+        document_characters: The length of the documents that the text is cut into.
+        characters: The text to take, at most.
+        repeats: How often each is measured; the fastest counts.
+    """
+
+    input: str = "examples/tiny_cpu/books/train"
+    tokenizer: str = "examples/tiny_cpu/base"
+    document_characters: PositiveInt = 4000
+    characters: PositiveInt = 4_000_000
+    repeats: PositiveInt = 7
 
 
-def measure(args: Namespace) -> Measurement:
+def measure(settings: Settings) -> Measurement:
     """Time `build_shard` on a .jsonl, and the tokenizer on the same texts in the same batches.
 
     Raises:
         InputError: nothing to read, or no Hugging Face tokenizer.
     """
-    # The ratio is of one core to one core.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from megatron_longrope2 import device
-
-    device.install()
-    from megatron_longrope2.data.documents import iter_documents, slices
-    from megatron_longrope2.data.encoder import load_encoder
-    from megatron_longrope2.data.preprocess import PreprocessConfig
-    from megatron_longrope2.data.shards import Recipe, Shard, build_shard
-    from megatron_longrope2.data.tokenizer import load_tokenizer
-
-    encoder = load_encoder(args.tokenizer)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the ratio is of one core to one core
+    encoder = load_encoder(settings.tokenizer)
     if encoder.kind != "huggingface":
-        raise InputError(f"{args.tokenizer}: no tokenizer.json; give a folder of a Hugging Face model")
-    backend = load_tokenizer(args.tokenizer).backend_tokenizer
-    text = "\n".join(document.text for document in iter_documents(args.input))[: args.characters]
-    step = args.document_characters
+        raise InputError(f"{settings.tokenizer}: no tokenizer.json; give a folder of a Hugging Face model")
+    backend = load_tokenizer(settings.tokenizer).backend_tokenizer
+    text = "\n".join(document.text for document in iter_documents(settings.input))[: settings.characters]
+    step = settings.document_characters
     texts = [text[start : start + step] for start in range(0, len(text), step)]
     batches = [texts[start : start + (1 << 20) // step] for start in range(0, len(texts), (1 << 20) // step)]
-    settings = PreprocessConfig(args.input, "", args.tokenizer, original_length=8192)
+    config = PreprocessConfig(settings.input, "", settings.tokenizer, original_length=8192)
     recipe = Recipe(
-        tokenizer=args.tokenizer,
+        tokenizer=settings.tokenizer,
         tokenizer_sha256=encoder.sha256,
-        original_length=settings.original_length,
-        buckets=settings.buckets,
+        original_length=config.original_length,
+        buckets=config.buckets,
         text_field="text",
         bos_id=None,
         eos_id=encoder.eos_id,
@@ -81,27 +74,23 @@ def measure(args: Namespace) -> Measurement:
         file = Path(folder) / "text.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         shard = Shard(tuple(slices(file, file.stat().st_size)))
-        made = iter(range(1 << 30))
+        numbers = count()
 
         def tokenize() -> None:
             for batch in batches:
                 backend.encode_batch_fast(batch, add_special_tokens=False)
 
         def preprocess() -> None:
-            build_shard(shard, recipe, Path(folder) / f"shard-{next(made)}")
+            build_shard(shard, recipe, Path(folder) / f"shard-{next(numbers)}")
 
         actions = {"tokenizer": tokenize, "preprocess": preprocess}
-        alternate(actions, 1)  # the tokenizer fills its cache of words
-        seconds = alternate(actions, args.repeats, clock=time.process_time)
+        in_turns(actions, 1)  # the tokenizer fills its cache of words
+        seconds = in_turns(actions, settings.repeats, clock=time.process_time)
     fastest = {name: min(times) for name, times in seconds.items()}
     return Measurement(
-        settings={
-            "input": args.input,
-            "tokenizer": args.tokenizer,
-            "documents": len(texts),
-            "characters": len(text),
-            "repeats": args.repeats,
-        },
         ratios={"speed_vs_tokenizer": fastest["tokenizer"] / fastest["preprocess"]},
-        measured={f"{name}_processor_seconds": times for name, times in seconds.items()},
+        measured={
+            "documents": len(texts),
+            **{f"{name}_processor_seconds": times for name, times in seconds.items()},
+        },
     )

@@ -1,147 +1,106 @@
-"""One candidate of the factor search: a needle scored, against a forward pass without logits.
+"""Time one candidate of the factor search, a needle scored, against a forward pass without logits.
 
 The model has random weights in bf16. Every evaluation has other factors, as in a search, so that their angle
 table is part of it. `evaluation_vs_forward_LENGTH` is for the search as it is, whose last layer works for the
-scored tokens only; `evaluation_vs_forward_whole_LENGTH` has the last layer whole, as the ratio would be
-in a model of very many layers. Pruning is measured on a race of candidates; with random weights, which all
-factors suit alike, it saves little: a trained model's search.json tells more.
+scored tokens only; `evaluation_vs_forward_whole_LENGTH` has the last layer whole, as the ratio would be in a
+model of very many layers. What pruning saves depends on the losses of a trained model: `search` measures it.
 """
 
 import itertools
-import time
-from argparse import ArgumentParser, Namespace
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from megatron_longrope2.benchmarks import Measurement, alternate
+import numpy as np
+import torch
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
-ANSWER = 7
-"""Scored tokens of a sample, the last ones: digits of a needle's number."""
+from benchmarks.measuring import Measurement, in_turns
+from benchmarks.models import our_model, start_megatron
+from benchmarks.throughput import label
+from megatron_longrope2.model.arguments import factors_of
+from megatron_longrope2.model.loading import LoadedModel
+from megatron_longrope2.planning.model import load_dims
+from megatron_longrope2.scoring.megatron import MegatronScorer
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.search.space import SearchSpace
+
+CANDIDATES = 8  # that take turns
+ANSWER = 7  # scored tokens of a sample, the last ones: digits of a needle's number
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Options of this benchmark."""
-    add = parser.add_argument
-    add("--model", default="llama3-8b", help="shape: a preset, a Hugging Face folder or a checkpoint")
-    add("--num-layers", type=int, metavar="N", help="layers; None: all")
-    add("--length", type=int, default=131072, metavar="TOKENS", help="of a sample")
-    add("--repeats", type=int, default=2, metavar="N", help="measurements of each; the fastest counts")
-    add("--candidates", type=int, default=4, metavar="N", help="of the race with pruning")
-    add("--samples", type=int, default=2, metavar="N", help="of the race with pruning")
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """Model, length and repetitions.
+
+    Attributes:
+        model: The sizes of the model: a preset of `longrope2 plan`, a Hugging Face folder or a checkpoint.
+        num_layers: The number of layers; by default all of the model's.
+        length: The number of tokens of a sample.
+        repeats: How often each is measured; the fastest counts.
+    """
+
+    model: str = "llama3-8b"
+    num_layers: PositiveInt | None = None
+    length: PositiveInt = 131072
+    repeats: PositiveInt = 2
 
 
-def measure(args: Namespace) -> Measurement:
-    """Time evaluations and plain forward passes in turns, then a race of candidates.
+def measure(settings: Settings) -> Measurement:
+    """Time evaluations and plain forward passes in turns.
 
     Raises:
         InputError: an unknown model, or a length that is not above its original one.
     """
-    from megatron_longrope2 import device
-
-    device.install()
-    import torch
-
-    from megatron_longrope2.benchmarks import _models
-    from megatron_longrope2.benchmarks.throughput import label
-    from megatron_longrope2.model.arguments import factors_of
-    from megatron_longrope2.model.loading import LoadedModel
-    from megatron_longrope2.planning.model import load_shape
-    from megatron_longrope2.search.scoring import ModelScorer
-
-    shape = load_shape(args.model)
-    shape = replace(shape, num_layers=args.num_layers or shape.num_layers)
-    megatron_args = _models.start_megatron(shape, args.length, bf16=True)
-    model = _models.our_model(megatron_args).eval().requires_grad_(False)
-    loaded = LoadedModel([model], megatron_args, factors_of(megatron_args))
-    candidates = _candidates(loaded.factors, args.candidates)
-    samples = _samples(shape.vocab_size, args.length, args.samples)
-    turns = itertools.cycle(candidates)
-    scorer, whole = ModelScorer(loaded), ModelScorer(loaded, restrict_last_layer=False)
-    tokens = samples[0].tokens[None].to(torch.cuda.current_device())
-    positions = torch.arange(args.length, device=tokens.device)[None]
+    dims, length = load_dims(settings.model), settings.length
+    dims = replace(dims, num_layers=settings.num_layers or dims.num_layers)
+    args = start_megatron(dims, length, bf16=True)
+    model = our_model(args).eval().requires_grad_(False)
+    loaded = LoadedModel([model], args, factors_of(args))
+    rope = loaded.factors
+    space = SearchSpace(rope.rope_base, rope.rotary_dim, rope.original_length, rope.target_length)
+    drawn = space.initial_population(CANDIDATES, 0.3, (), np.random.default_rng(0))
+    turns = itertools.cycle([space.to_factors(one, "candidate", {}) for one in drawn])
+    drawn_tokens = torch.randint(0, dims.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    sample = Sample(drawn_tokens, torch.arange(length) >= length - ANSWER)
+    scorer, whole = MegatronScorer(loaded), MegatronScorer(loaded, restrict_last_layer=False)
+    tokens = sample.tokens[None].to(torch.cuda.current_device())
+    positions = torch.arange(length, device=tokens.device)[None]
 
     @torch.no_grad()
     def forward() -> None:
         model(tokens, positions, None, output_processor=lambda *, hidden_states, **_: hidden_states)
 
     actions = {
-        "evaluation": lambda: scorer([(next(turns), samples[0])]),
-        "evaluation, last layer whole": lambda: whole([(next(turns), samples[0])]),
+        "evaluation": lambda: scorer([sample], [next(turns)]),
+        "evaluation, last layer whole": lambda: whole([sample], [next(turns)]),
         "forward": forward,
     }
-    alternate(actions, 1)
+    in_turns(actions, 1)
     torch.cuda.reset_peak_memory_stats()
-    seconds = alternate(actions, args.repeats)
+    seconds = in_turns(actions, settings.repeats)
     peak = torch.cuda.max_memory_allocated()
     fastest = {name: min(times) for name, times in seconds.items()}
-    race = _race(scorer, candidates, samples)
+    forward_seconds, name = fastest["forward"], label(length)
     return Measurement(
-        settings={
-            "model": args.model,
-            "shape": vars(shape),
-            **{name: getattr(args, name) for name in ("length", "repeats", "candidates", "samples")},
-            "transformer_impl": megatron_args.transformer_impl,
-        },
         ratios={
-            f"evaluation_vs_forward_{label(args.length)}": fastest["evaluation"] / fastest["forward"],
-            f"evaluation_vs_forward_whole_{label(args.length)}": fastest["evaluation, last layer whole"]
-            / fastest["forward"],
-            "evaluations_with_pruning": race["evaluations"] / (args.candidates * args.samples),
+            f"evaluation_vs_forward_{name}": fastest["evaluation"] / forward_seconds,
+            f"evaluation_vs_forward_whole_{name}": fastest["evaluation, last layer whole"] / forward_seconds,
         },
         measured={
+            "model": vars(dims),
+            "transformer_impl": args.transformer_impl,
             "seconds": seconds,
-            "seconds_per_layer": fastest["evaluation"] / shape.num_layers,
+            "seconds_per_layer": fastest["evaluation"] / dims.num_layers,
             "peak_memory_bytes": peak,
-            "race": race,
             "table": [
                 {
                     "what": name,
                     "seconds": round(value, 3),
-                    "seconds a layer": round(value / shape.num_layers, 4),
-                    "tokens/s": round(args.length / value),
+                    "seconds a layer": round(value / dims.num_layers, 4),
+                    "tokens/s": round(length / value),
                 }
                 for name, value in fastest.items()
             ],
         },
     )
-
-
-def _candidates(factors: Any, count: int) -> list[Any]:
-    """Members of the first generation of a search."""
-    import numpy as np
-
-    from megatron_longrope2.search.space import SearchSpace
-
-    space = SearchSpace(factors.rope_base, factors.rotary_dim, factors.original_length, factors.target_length)
-    drawn = space.initial_population(64, 0.3, (), np.random.default_rng(0))[:count]
-    return [space.to_factors(one, "candidate", {}) for one in drawn]
-
-
-def _samples(vocab_size: int, length: int, count: int) -> list[Any]:
-    """Random tokens of which the last few are scored."""
-    import torch
-
-    from megatron_longrope2.scoring.samples import Sample
-
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.arange(length) >= length - ANSWER
-    drawn = torch.randint(0, vocab_size, (count, length), generator=generator)
-    return [Sample(tokens, mask) for tokens in drawn]
-
-
-def _race(scorer: Any, candidates: list[Any], samples: list[Any]) -> dict[str, float]:
-    """Evaluations and seconds until the best quarter of the candidates is known exactly."""
-    from megatron_longrope2.search.race import Race
-
-    vectors = [one.long_factor for one in candidates]
-    race = Race(vectors, len(samples), keep=max(1, len(candidates) // 4))
-    start = time.perf_counter()
-    race.run(
-        lambda pairs: scorer([(candidates[who], samples[which]) for who, which in pairs]), scorer.workers
-    )
-    seconds = time.perf_counter() - start
-    return {
-        "evaluations": race.evaluations,
-        "seconds": seconds,
-        "seconds_per_candidate": seconds / len(candidates),
-    }

@@ -2,7 +2,7 @@
 
 A step is forward and backward of one segment in bf16, with recomputation of every layer where the planner
 says that it is needed; the optimizer's update, whose time no length changes, is left out. There is one
-document per segment (the long window), and in the `short_` packs documents are as long as the original length.
+document per segment (the long window), and in `short_` packs documents are as long as the original window.
 The model operations of a step, whatever is recomputed, are 6 x tokens x parameters of the matrices plus
 6 x layers x query size x the sum over documents of length squared (causal attention). `ceiling_share_LENGTH`
 is their rate over that of a matrix product of 8192 x 8192 x 8192 measured before. All models have the same

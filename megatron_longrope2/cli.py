@@ -44,7 +44,7 @@ def longrope2() -> App:
         version=__version__,
         help_format="markdown",
         default_parameter=Parameter(
-            consume_multiple=True, allow_repeating=True, negative=(), show_default=_as_typed
+            consume_multiple=True, allow_repeating=True, negative=(), show_default=as_typed
         ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
@@ -60,11 +60,11 @@ def longrope2() -> App:
     return app
 
 
-def _as_typed(default: Any) -> str | None:
+def as_typed(default: Any) -> str | None:
     """A default as a user would type it; options that are off show none."""
-    if isinstance(default, tuple):
+    if isinstance(default, tuple | list):
         return " ".join(map(str, default)) or None
-    return None if default is False else str(default)
+    return None if default is False or default is None else str(default)
 
 
 def main() -> None:

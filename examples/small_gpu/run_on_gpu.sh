@@ -6,7 +6,7 @@
 # What is done is not done again, and an experiment that was cut off goes on: run it again until it says "all done".
 #   PYTHON      interpreter with the package's requirements (default: .venv/bin/python, else python3)
 #   MINUTES     stop after so many, for jobs with a time limit (default: no limit)
-#   BENCHMARKS  where tests and benchmarks leave their results (default: benchmarks/NAME-OF-THE-GPU)
+#   BENCHMARKS  where tests and benchmarks leave their results (default: benchmarks/results/NAME-OF-THE-GPU)
 #   RESULTS     where the experiment leaves its results (default: examples/small_gpu/results)
 #   RUN         working folder of the experiment (default: runs/small_gpu)
 #   LAYERS      of the throughput benchmark (default: as many as fit, 16 on an H200: eight minutes)
@@ -26,7 +26,7 @@ if [[ ! $device && ! ${SMALL:-} ]]; then
     exit 2
 fi
 name=${device// /-}
-: "${BENCHMARKS:=benchmarks/${name:-cpu}}" "${RESULTS:=examples/small_gpu/results}" "${RUN:=runs/small_gpu}"
+: "${BENCHMARKS:=benchmarks/results/${name:-cpu}}" "${RESULTS:=examples/small_gpu/results}" "${RUN:=runs/small_gpu}"
 parts=("$@")
 ((${#parts[@]})) || parts=(tests benchmarks experiment)
 
@@ -44,7 +44,7 @@ tests() {
 
 benchmark() { # NAME OPTIONS...
     [[ -e $BENCHMARKS/$1.json ]] && return
-    "$PYTHON" -m tools.benchmark "$@" --output "$BENCHMARKS/$1.json" --table "$BENCHMARKS/$1.md" || failed=1
+    "$PYTHON" -m benchmarks "$@" --output "$BENCHMARKS/$1.json" --table "$BENCHMARKS/$1.md" || failed=1
 }
 
 benchmarks() {
@@ -53,7 +53,7 @@ benchmarks() {
     if [[ ${SMALL:-} ]]; then
         local model=(--model examples/tiny_cpu/base --num-layers 1 --repeats 1)
         throughput=("${model[@]}" --vocab-size 512 --lengths 128 512)
-        scoring=("${model[@]}" --length 512 --candidates 2)
+        scoring=("${model[@]}" --length 512)
         train=(--length 64 --original-length 16 --num-layers 1 --hidden-size 64 --repeats 1)
     fi
     benchmark throughput "${throughput[@]}" --profile "$BENCHMARKS/profile.txt"

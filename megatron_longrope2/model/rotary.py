@@ -6,26 +6,17 @@ rescaled angles" is therefore one comparison here, and gives the mixed context w
 and the inference rule at once.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
+from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.rope import RopeFactors, Window
 from megatron_longrope2.rope.angles import angle_table, deployed_angles
-
-
-class LearnedFactors(Protocol):
-    """Long-window factors that carry gradient; asked anew in every forward pass."""
-
-    def inv_freq(self) -> Tensor:
-        """Angle per token of each dimension: float64 [rotary_dim / 2]."""
-
-    def attention_factor(self) -> Tensor:
-        """What multiplies cosine and sine: 0-dim."""
 
 
 class ActiveFactors:

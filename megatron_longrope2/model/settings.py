@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from cyclopts import Group, Parameter
+from megatron_longrope2.options import options
 
 
-@Parameter(name="*", group=Group.create_ordered("Rescaled RoPE"), negative=())
+@options("Rescaled RoPE")
 @dataclass(frozen=True)
 class ModelSettings:
     """Rescaled RoPE.

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, types, validators
 
 from megatron_longrope2.model.dims import ModelDims
+from megatron_longrope2.options import options
 from megatron_longrope2.planning.model import load_dims
 
 GpuName = Literal["a100", "h100"]
 
 
-@Parameter(name="*", group="Run and machines")
+@options("Run and machines", first=True)
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """The training run that is planned, and the machines that it runs on.

@@ -6,7 +6,6 @@ optimizer: their gradient is a sum over all ranks, and their Adam is `model.lear
 checkpoint's arguments, where the exporter and later runs find them.
 """
 
-import math
 from argparse import Namespace
 from typing import Any
 

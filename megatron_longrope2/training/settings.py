@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cyclopts import Group, Parameter
+from megatron_longrope2.options import options
 
 _POOL: dict[str, Any] = {
     "argparse_meta": {"nargs": 3, "action": "append", "metavar": ("WINDOW", "WEIGHT", "PREFIX")}
 }
 
 
-@Parameter(name="*", group=Group.create_ordered("Mixed context window training"), negative=())
+@options("Mixed context window training")
 @dataclass(frozen=True)
 class MixedWindowSettings:
     """Mixed context window training.
@@ -37,7 +37,7 @@ class MixedWindowSettings:
     repeat_data: bool = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Factors learned in training"), negative=())
+@options("Factors learned in training")
 @dataclass(frozen=True)
 class FactorTrainingSettings:
     """Factors learned in training.

@@ -1,6 +1,6 @@
 """The ratios of the comparison of learned factors."""
 
-from megatron_longrope2.benchmarks.learned import _ratios
+from benchmarks.learned import _ratios
 
 LEARNED, FIXED = "learned", "learned, attention factor 1"
 

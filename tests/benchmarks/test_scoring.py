@@ -1,22 +1,16 @@
 """The benchmark of one candidate's evaluation, on a tiny model."""
 
 import math
-from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.test_benchmarks import ROOT, run
+from benchmarks.scoring import Settings, measure
 
 
-def test_ratios(tmp_path: Path) -> None:
-    base = ROOT / "examples/tiny_cpu/base"
-    sizes = ("--model", base, "--length", 1024, "--repeats", 1, "--candidates", 4, "--samples", 2)
-    result = run("scoring", tmp_path / "scoring.json", *sizes)
-    ratios, measured = result["ratios"], result["measured"]
-    assert all(math.isfinite(value) and value > 0 for value in ratios.values())
-    assert {"evaluation_vs_forward_1k", "evaluation_vs_forward_whole_1k"} < set(ratios)
-    # The best of four candidates is known after its two samples and one of each other at least.
-    assert 5 / 8 <= ratios["evaluations_with_pruning"] <= 1
-    assert measured["race"]["evaluations"] == ratios["evaluations_with_pruning"] * 8
-    seconds = min(measured["seconds"]["evaluation"])
-    assert measured["seconds_per_layer"] == pytest.approx(seconds / 4)
+def test_ratios(megatron: None) -> None:  # noqa: ARG001
+    found = measure(Settings(model="examples/tiny_cpu/base", length=1024, repeats=1))
+    assert set(found.ratios) == {"evaluation_vs_forward_1k", "evaluation_vs_forward_whole_1k"}
+    assert all(math.isfinite(value) and value > 0 for value in found.ratios.values())
+    seconds = min(found.measured["seconds"]["evaluation"])
+    assert found.measured["seconds_per_layer"] == pytest.approx(seconds / 4)
+    assert [row["what"] for row in found.measured["table"]] == list(found.measured["seconds"])

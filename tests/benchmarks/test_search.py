@@ -1,29 +1,30 @@
 """The search benchmark on a toy model: all searches run, and ours find the same as a full evaluation."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
-from megatron_longrope2.benchmarks import search
+from benchmarks.search import Settings, measure
 from tests.search.tiny_model import TARGET, write_books, write_model
 
 
-def test_all_searches_find_the_same(tmp_path: Path) -> None:
+def test_all_searches_find_the_same(tmp_path: Path, megatron: None) -> None:  # noqa: ARG001
     books = write_books(tmp_path / "books")
     write_model(tmp_path, books)
-    parser = ArgumentParser()
-    search.add_arguments(parser)
-    found = search.measure(
-        parser.parse_args(
-            [
-                *("--load", str(tmp_path / "megatron"), "--hf-dir", str(tmp_path / "hf")),
-                *("--books", str(books), "--target-length", str(TARGET), "--spaces", "paper"),
-                *("--population", "6", "--iterations", "1", "--samples", "3", "--workers", "2"),
-            ]
+    found = measure(
+        Settings(
+            load=tmp_path / "megatron",
+            hf_dir=tmp_path / "hf",
+            books=books,
+            target_length=TARGET,
+            search_space="paper",
+            population=6,
+            iterations=1,
+            samples=3,
+            workers=(2,),
         )
     )
-    ours, full = found.measured["ours"]["paper"][2], found.measured["full"]["paper"]
+    ours, full = found.measured["ours"][2], found.measured["full"]
     assert full["evaluations"] == (6 + 3) * 3
     assert ours["evaluations"] + ours["pruned"] == (6 + 3) * 3
     assert found.ratios["perplexity_vs_full_evaluation"] == pytest.approx(1, rel=1e-5)

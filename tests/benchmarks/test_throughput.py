@@ -3,17 +3,17 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_longrope2.benchmarks.throughput import fits, fitting_layers, label, model_operations
-from megatron_longrope2.files import read_json
+from benchmarks.measuring import markdown, result
+from benchmarks.throughput import Settings, fits, fitting_layers, label, measure, model_operations
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.model import PRESETS
-from tests.benchmarks.test_benchmarks import ROOT, run
 
 LLAMA = PRESETS["llama3-8b"]
 H100, H200 = 80e9, 141e9
@@ -25,22 +25,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(folder: Path) -> dict:
-    base = ROOT / "examples/tiny_cpu/base"
-    sizes = ("--model", base, "--vocab-size", 512, "--num-layers", 2, "--lengths", 128, 1024, "--repeats", 1)
-    beside = ("--profile", folder / "profile.txt", "--table", folder / "throughput.md")
-    return run("throughput", folder / "throughput.json", *sizes, *beside)
+def found(folder: Path, megatron: None) -> dict[str, Any]:  # noqa: ARG001
+    settings = Settings(
+        model="examples/tiny_cpu/base",
+        vocab_size=512,
+        num_layers=2,
+        lengths=(128, 1024),
+        repeats=1,
+        profile=folder / "profile.txt",
+    )
+    return result("throughput", settings, measure)
 
 
-def test_ratios(result: dict) -> None:
-    ratios = result["ratios"]
+def test_ratios(found: dict[str, Any]) -> None:
+    ratios = found["ratios"]
     kinds = ("ceiling_share", "step_time_vs_upstream", "step_time_vs_transformers")
     assert set(ratios) == {f"{kind}_{pack}" for kind in kinds for pack in ("128", "1k", "short_1k")}
     assert all(math.isfinite(value) and value > 0 for value in ratios.values())
 
 
-def test_all_models_have_the_same_weights(result: dict) -> None:
-    cases = result["measured"]["cases"]
+def test_all_models_have_the_same_weights(found: dict[str, Any]) -> None:
+    cases = found["measured"]["cases"]
     assert cases["short_1k"]["documents"] == 4
     for pack in ("128", "short_1k"):
         losses = cases[pack]["losses"]
@@ -49,13 +54,15 @@ def test_all_models_have_the_same_weights(result: dict) -> None:
         assert case["losses"]["ours"] == pytest.approx(case["losses"]["transformers"], rel=1e-4)
 
 
-def test_table_and_profile(result: dict, folder: Path) -> None:
-    table = (folder / "throughput.md").read_text()
-    assert result["environment"]["date"] in table
-    assert "| 1k | none | transformers |" in table
-    assert "| ceiling_share_1k |" in table
+def test_table_and_profile(found: dict[str, Any], folder: Path) -> None:
+    table = markdown(found)
+    assert found["environment"]["date"] in table
+    models = [line.split("|")[3].strip() for line in table.splitlines() if line.startswith("| 1k ")]
+    assert models == ["ours", "upstream", "transformers"]
+    assert "| ceiling_share_1k " in table
     assert "aten::mm" in (folder / "profile.txt").read_text()
-    assert read_json(folder / "throughput.json")["settings"]["shape"]["num_layers"] == 2
+    assert found["measured"]["model"]["num_layers"] == 2
+    assert found["settings"]["profile"] == str(folder / "profile.txt")
 
 
 def test_operations_are_those_of_a_step() -> None:

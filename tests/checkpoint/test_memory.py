@@ -11,7 +11,7 @@ from tests.checkpoint.test_parity import run_child
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from megatron_longrope2.benchmarks.convert import write_random_model
+from benchmarks.convert import write_random_model
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
 folder = Path(sys.argv[1])

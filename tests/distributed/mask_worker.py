@@ -21,9 +21,8 @@ from megatron.core.utils import unwrap_model
 from megatron.training.initialize import initialize_megatron
 
 from megatron_longrope2.model.arguments import model_config
-from megatron_longrope2.model.context_parallel import local_token_indices
+from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.training.arguments import parse_training_arguments
-from megatron_longrope2.training.batch import pack_params
 
 LENGTHS = (32, 100, 64, 16, 132, 64)
 
@@ -38,12 +37,11 @@ def main() -> None:
     groups = ProcessGroupCollection.use_mpu_process_groups()
     (model,) = unwrap_model(builder.build_distributed_models(pg_collection=groups, wrap_with_ddp=False))
 
-    boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
-    local = local_token_indices(boundaries, args.context_parallel_size, mpu.get_context_parallel_rank())
-    if args.context_parallel_size == 1:
+    packed = DocumentPack.of(LENGTHS, args.context_parallel_size, mpu.get_context_parallel_rank())
+    boundaries, local = packed.cu_seqlens_q, packed.local_indices
+    if local is None:
         local = torch.arange(sum(LENGTHS))
     documents = torch.searchsorted(boundaries[1:], local, right=True)
-    packed = pack_params(boundaries, max(LENGTHS))
     tokens = torch.randint(0, args.vocab_size, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()

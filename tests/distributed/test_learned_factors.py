@@ -19,7 +19,7 @@ def _pretrain(pools: Path, folder: Path, processes: int, *more: object) -> Any:
     """The arguments that the last checkpoint holds."""
     torchrun(
         processes,
-        *("-m", "megatron_longrope2.pretrain", *OPTIONS, "--rope-factors", pools / "factors.json"),
+        *("-m", "megatron_longrope2", "train", *OPTIONS, "--rope-factors", pools / "factors.json"),
         *("--pool", "short", "1", pools / "short", "--pool", "long", "1", pools / "long"),
         *("--save", folder, "--save-interval", "2", *more),
     )

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 
 def command(pools: Path, folder: Path, name: str) -> list[str]:
     return [
-        *(sys.executable, "-u", "-m", "megatron_longrope2.pretrain", *OPTIONS),
+        *(sys.executable, "-u", "-m", "megatron_longrope2", "train", *OPTIONS),
         *("--rope-factors", str(pools / "factors.json"), "--log-interval", "1"),
         *("--pool", "short", "1", str(pools / "short"), "--pool", "long", "1", str(pools / "long")),
         *("--valid-pool", "long", "1", str(pools / "long"), "--eval-iters", "1", "--eval-interval", "3"),

@@ -81,7 +81,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         --pool short 1 {folder}/short --pool long 1 {folder}/long
     """.split()
     checkpoint = folder / "checkpoint"
-    torchrun(1, "-m", "megatron_longrope2.pretrain", *options, "--save", checkpoint, "--save-interval", "1")
+    torchrun(1, "-m", "megatron_longrope2", "train", *options, "--save", checkpoint, "--save-interval", "1")
     return [*options, "--load", str(checkpoint), "--finetune", "--no-load-optim"]
 
 

@@ -17,7 +17,7 @@ from megatron_longrope2 import device
 
 device.install()
 
-from megatron_longrope2.benchmarks import _models
+from benchmarks import models
 from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.dims import ModelDims
 
@@ -49,14 +49,14 @@ def gradients_on(model: Any, lengths: list[int]) -> dict[str, Any]:
     def keep() -> None:
         found.update({name: p.grad.float().cpu() for name, p in model.named_parameters()})
 
-    loss = _models.training_step(model, lengths, SHAPE.vocab_size, after_backward=keep)()
-    return {"loss": loss, "gradients": _models.hf_weights(model, SHAPE, found)}
+    loss = models.training_step(model, lengths, SHAPE.vocab_size, after_backward=keep)()
+    return {"loss": loss, "gradients": models.hf_weights(model, SHAPE, found)}
 
 
 def reference_on(model: Any, lengths: list[int]) -> dict[str, Any]:
     """The same of the transformers model, one document at a time."""
     total = 0.0
-    for tokens in _models.tokens_of(lengths, SHAPE.vocab_size).split(lengths):
+    for tokens in models.tokens_of(lengths, SHAPE.vocab_size).split(lengths):
         logits = model(tokens[None], use_cache=False).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum") / sum(lengths)
         loss.backward()
@@ -69,9 +69,9 @@ def reference_on(model: Any, lengths: list[int]) -> dict[str, Any]:
 @torch.no_grad()
 def copy_weights(source: Any, target: Any) -> None:
     """From one layer spec to another."""
-    saved = {_models.checkpoint_name(source, name): value for name, value in source.named_parameters()}
+    saved = {models.checkpoint_name(source, name): value for name, value in source.named_parameters()}
     for name, parameter in target.named_parameters():
-        parameter.copy_(saved[_models.checkpoint_name(target, name)])
+        parameter.copy_(saved[models.checkpoint_name(target, name)])
 
 
 def with_(args: Namespace, changes: dict[str, Any]) -> Namespace:
@@ -79,16 +79,16 @@ def with_(args: Namespace, changes: dict[str, Any]) -> Namespace:
 
 
 if __name__ == "__main__":
-    args = _models.start_megatron(SHAPE, max(map(sum, PACKS.values())), bf16=device.has_gpu())
-    first = _models.our_model(with_(args, TORCH))
+    args = models.start_megatron(SHAPE, max(map(sum, PACKS.values())), bf16=device.has_gpu())
+    first = models.our_model(with_(args, TORCH))
     with torch.no_grad():
         for parameter in first.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)  # as made, attention hardly matters
-    reference = _models.hf_model(first, SHAPE, factors_of(args)).float()
+    reference = models.hf_model(first, SHAPE, factors_of(args)).float()
     results = {"reference": {name: reference_on(reference, lengths) for name, lengths in PACKS.items()}}
     for name, changes in IMPLEMENTATIONS.items():
-        model = _models.our_model(with_(args, changes))
+        model = models.our_model(with_(args, changes))
         copy_weights(first, model)
         packs = {pack for pack in PACKS if pack != "both windows" or not changes["apply_rope_fusion"]}
         results[name] = {pack: gradients_on(model, PACKS[pack]) for pack in packs}

@@ -19,7 +19,7 @@ from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VOCAB, save_model
 ROOT = Path(__file__).parents[2]
 STEPS, MIDDLE = 6, 3
 OPTIONS = f"""
-    -m megatron_longrope2.pretrain --bf16 --seq-length {TARGET} --micro-batch-size 1 --global-batch-size 4
+    -m megatron_longrope2 train --bf16 --seq-length {TARGET} --micro-batch-size 1 --global-batch-size 4
     --train-iters {STEPS} --lr 1e-3 --lr-decay-style constant --log-interval 1 --save-interval {MIDDLE}
     --ckpt-format torch_dist --no-load-rng --repeat-data --attention-dropout 0 --hidden-dropout 0
 """.split()

@@ -9,6 +9,7 @@ from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_e
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.model.rotary import ActiveFactors, LongRoPE2RotaryEmbedding
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
@@ -128,7 +129,7 @@ def test_one_attention_factor_stays_a_number() -> None:
 def test_neither_layers_nor_learned_factors_become_part_of_the_model(
     rotary: LongRoPE2RotaryEmbedding,
 ) -> None:
-    rotary.learn(torch.nn.Linear(1, 1))  # any module with parameters
+    rotary.learn(LearnedFactors(factors()))
     layer = torch.nn.Module()
     layer.active = rotary.active
     assert not list(rotary.parameters())

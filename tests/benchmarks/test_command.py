@@ -1,0 +1,77 @@
+"""`python -m benchmarks`, and what all benchmarks have in common. Speed itself is not tested here."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.measuring import in_turns
+from megatron_longrope2.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, options)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_is_described(name: str) -> None:
+    module = import_module(f"benchmarks.{name}")
+    assert (module.__doc__ or "").strip()
+    documented = module.Settings.__doc__
+    for field in dataclasses.fields(module.Settings):
+        assert f"        {field.name}: " in documented
+    assert f"| `{name}` |" in (ROOT / "benchmarks/README.md").read_text()
+
+
+def test_the_help_lists_all() -> None:
+    output = run("--help").stdout
+    assert all(f" {name} " in output for name in BENCHMARKS)
+
+
+def test_json_table_and_ratios(tmp_path: Path) -> None:
+    sizes = ("--characters", 20000, "--repeats", 1)
+    paths = ("--output", tmp_path / "pre.json", "--table", tmp_path / "pre.md")
+    finished = run("preprocess", *sizes, *paths)
+    assert finished.returncode == 0, finished.stderr
+    result = read_json(tmp_path / "pre.json")
+    assert result["name"] == "preprocess"
+    assert result["settings"]["characters"] == 20000
+    assert result["measured"]["documents"] == 5
+    ratio = result["ratios"]["speed_vs_tokenizer"]
+    assert 0 < ratio < 2
+    assert finished.stdout.splitlines()[-1] == f"speed_vs_tokenizer: {ratio:.3f}"
+    environment = result["environment"]
+    assert environment["command"].startswith("python -m benchmarks preprocess --characters 20000")
+    assert environment["threads"] <= environment["cores"]
+    table = (tmp_path / "pre.md").read_text()
+    assert environment["date"] in table
+    assert f"{ratio:.3f} " in table
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    finished = run("preprocess", "--output", tmp_path / "pre.json", "--tokenizer", tmp_path)
+    assert finished.returncode == 2
+    assert "holds neither tokenizer.json nor tokenizer.model" in finished.stderr
+    assert not (tmp_path / "pre.json").exists()
+
+
+def test_actions_take_turns() -> None:
+    order: list[str] = []
+    actions = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds = in_turns(actions, 2)
+    assert order == ["b", "a", "a", "b"]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_processor_time_leaves_waiting_out() -> None:
+    seconds = in_turns({"wait": lambda: time.sleep(0.2)}, 1, clock=time.process_time)
+    assert seconds["wait"][0] < 0.1
