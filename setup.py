@@ -33,6 +33,7 @@ setup(
         "packaging",
         "cyclopts>=5",
         "tabulate",
+        "pydantic>=2.11",
         "safetensors",
         "transformers>=5",
         "tokenizers",

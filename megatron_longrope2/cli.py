@@ -4,9 +4,10 @@ Each verb is a function in `tools/`, imported when it is called. Its options are
 fields of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
 
 from megatron_longrope2 import __doc__, __version__
 from megatron_longrope2.errors import InputError, run_main
@@ -44,7 +45,11 @@ def longrope2() -> App:
         version=__version__,
         help_format="markdown",
         default_parameter=Parameter(
-            consume_multiple=True, allow_repeating=True, negative=(), show_default=as_typed
+            consume_multiple=True,
+            allow_repeating=True,
+            negative=(),
+            show_default=as_typed,
+            converter=_last_occurrence,
         ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
@@ -65,6 +70,12 @@ def as_typed(default: Any) -> str | None:
     if isinstance(default, tuple | list):
         return " ".join(map(str, default)) or None
     return None if default is False or default is None else str(default)
+
+
+def _last_occurrence(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the values of an option's last occurrence, where cyclopts would join all lists of values."""
+    starts = [place for place, token in enumerate(tokens) if token.keyword and token.index == 0]
+    return convert(kind, tokens[starts[-1] if starts else 0 :])
 
 
 def main() -> None:

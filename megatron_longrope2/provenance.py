@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_longrope2 import __version__
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy", "lm_eval")
@@ -17,18 +15,23 @@ PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "num
 
 def provenance() -> dict[str, Any]:
     """`command`, `date`, `device` and `versions` of this process, JSON-ready."""
-    versions = {"megatron_longrope2": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(),
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, of Python and of the packages that results depend on, if installed."""
+    found = {"megatron_longrope2": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def command() -> str:
@@ -40,6 +43,8 @@ def command() -> str:
 
 def device_name() -> str:
     """The GPU's name, or the processor's where there is no GPU."""
+    import torch  # it takes seconds
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()

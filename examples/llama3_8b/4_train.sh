@@ -1,13 +1,13 @@
 #!/bin/bash
-# Mixed context window training: RUN/checkpoints. On every node; goes on where it was stopped.
+# Mixed context window training: RUN/checkpoints. On every node; continues where it was stopped.
 # shellcheck source=examples/llama3_8b/settings.sh
 source "$(dirname "$0")/settings.sh"
 
 # The paper: 10B tokens, 64 segments a step, AdamW 2e-5, cosine. Betas, weight decay, clipping and warm-up are
-# what its authors' code says.
+# those of the authors' code.
 sequence_parallel=()
 if ((TENSOR_PARALLEL > 1)); then sequence_parallel=(--sequence-parallel); fi
-launch -m megatron_longrope2.pretrain \
+launch train \
     --pretrained-checkpoint "$RUN/base" --load "$RUN/checkpoints" --save "$RUN/checkpoints" --save-interval 100 \
     --rope-factors "$RUN/search/factors.json" --mix "$RUN/data/mix.json" --seq-length "$TARGET_LENGTH" \
     --micro-batch-size 1 --global-batch-size "$GLOBAL_BATCH_SIZE" --train-iters "$STEPS" \

@@ -3,4 +3,4 @@
 # shellcheck source=examples/llama3_8b/settings.sh
 source "$(dirname "$0")/settings.sh"
 
-"$PYTHON" -m tools.convert_megatron_to_hf --load-dir "$RUN/checkpoints" --save-dir "$RUN/hf" --base-dir "$MODEL" "$@"
+longrope2 export --load-dir "$RUN/checkpoints" --save-dir "$RUN/hf" --base-dir "$MODEL" "$@"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Needles, RULER and perplexity of the trained model: RUN/evaluation. On every node. What follows the script's name
-# is for a single measure: `MEASURES=ruler 6_evaluate.sh --samples 500`.
+# Needles, RULER and perplexity of the trained model: RUN/evaluation. On every node. Options after the script's name
+# need a single measure: `MEASURES=ruler 6_evaluate.sh --samples 500`.
 # shellcheck source=examples/llama3_8b/settings.sh
 source "$(dirname "$0")/settings.sh"
 
@@ -9,7 +9,7 @@ for ((length = TARGET_LENGTH; length >= ORIGINAL_LENGTH; length /= 2)); do lengt
 for measure in ${MEASURES:-needle ruler perplexity}; do
     of_lengths=(--lengths "${lengths[@]}")
     if [[ $measure == perplexity ]]; then of_lengths=(); fi
-    launch -m tools.evaluate "$measure" --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" "${of_lengths[@]}" \
+    launch evaluate "$measure" --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" "${of_lengths[@]}" \
         --output "$RUN/evaluation/$measure" --dtype "$([[ $PRECISION ]] && echo bfloat16 || echo float32)" \
         --tensor-model-parallel-size "$TENSOR_PARALLEL" "$@"
 done

@@ -3,11 +3,8 @@
 name=llama3_8b
 : "${MODEL:=Meta-Llama-3-8B}"                # Hugging Face folder
 : "${ORIGINAL_LENGTH:=8192}"
-: "${TARGET_LENGTH:=131072}"
-: "${STEPS:=1192}"                           # x 64 segments x 131072 tokens = 10.0B tokens
-: "${GLOBAL_BATCH_SIZE:=64}"
 
-# The planner's layout for 64 GPUs; data parallel is what is left over.
+# The planner's layout for 64 GPUs; data parallelism takes the remaining ones.
 : "${TENSOR_PARALLEL:=4}"
 : "${CONTEXT_PARALLEL:=8}"
 

@@ -1,15 +1,15 @@
 """The whole LongRoPE2 pipeline on a tiny model: 256 -> 2048 tokens on two CPU cores.
 
-Every stage is a command line of the kind that a cluster runs; `logs/` in the run's folder shows each with its
-output. A run that was cut off goes on where it was. See README.md beside this file.
+Every stage is a command as a cluster runs it; `logs/` in the run's folder shows each command with its output.
+A run that was cut off continues where it was. See README.md beside this file.
 """
 
-import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cyclopts import App
 from report import write_report
-from stages import ROOT, Stage, run_stages, save_settings
+from stages import ROOT, Stage, longrope2, run_stages, save_settings
 
 from megatron_longrope2.errors import run_main
 
@@ -38,7 +38,7 @@ class Recipe:
 
     @property
     def lengths(self) -> list[int]:
-        """Lengths that needles are measured at: the original one and its doublings, tokens."""
+        """The lengths at which needles are measured: the original one and its doublings, in tokens."""
         lengths = [ORIGINAL]
         while lengths[-1] < self.target_length:
             lengths.append(2 * lengths[-1])
@@ -60,22 +60,19 @@ QUICK = Recipe(
     long_texts=2,
 )
 
-
-def main() -> None:
-    run_main(_main)
+app = App(help=__doc__, help_format="plaintext")
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "tiny_cpu", help="the run's folder")
-    parser.add_argument(
-        "--quick", action="store_true", help="run every stage, but on next to nothing: a test of the commands"
-    )
-    arguments = parser.parse_args()
-    recipe = QUICK if arguments.quick else Recipe()
-    folder = arguments.output.resolve()
+@app.default
+def main(*, output: Path = ROOT / "runs" / "tiny_cpu", quick: bool = False) -> None:
+    """Run the pipeline.
+
+    Args:
+        output: The run's folder.
+        quick: Run every stage, but on next to nothing: a test of the commands.
+    """
+    recipe = QUICK if quick else Recipe()
+    folder = output.resolve()
     save_settings(folder, asdict(recipe))
     rows = run_stages(stages(recipe, folder), folder)
     methods = (*BASELINES, *FOUND)
@@ -84,81 +81,66 @@ def _main() -> None:
 
 def stages(recipe: Recipe, folder: Path) -> list[Stage]:
     """The commands, in order."""
-    factors = folder / "factors"
+    factors, books = folder / "factors", HERE / "books" / "train"
     return [
         Stage(
             "import",
-            (
-                "tools/convert_hf_to_megatron.py",
-                *("--hf-dir", str(HERE / "base"), "--save-dir", str(folder / "base")),
-            ),
+            longrope2("import", "--hf-dir", HERE / "base", "--save-dir", folder / "base"),
             outputs=(folder / "base",),
         ),
         *(_baseline(method, recipe, factors / f"{method}.json") for method in BASELINES),
         Stage(
             "preprocess",
-            (
-                "tools/preprocess_data.py",
-                *("--input", str(HERE / "books" / "train"), "--tokenizer", str(HERE / "base")),
-                *("--original-length", str(ORIGINAL), "--cut-long-documents", "--add-bos"),
-                *("--output", str(folder / "data")),
+            longrope2(
+                *("preprocess", "--input", books, "--tokenizer", HERE / "base", "--output", folder / "data"),
+                *("--original-length", ORIGINAL, "--cut-long-documents", "--add-bos"),
             ),
             outputs=(folder / "data",),
         ),
         Stage(
             "needles",
-            (
-                "tools/make_needles.py",
-                *("--books", str(HERE / "books" / "train"), "--tokenizer", str(HERE / "base")),
-                # One length alone would lose the lengths between the two windows.
-                *("--length", *map(str, recipe.lengths[1:]), "--samples", str(recipe.needle_documents)),
-                *("--needle-depths", *(f"{i / 16:g}" for i in range(16)), "--keys", "train", "--seed", "7"),
-                *("--pool", str(folder / "needles" / "train")),
+            longrope2(
+                *("needles", "--books", books, "--tokenizer", HERE / "base"),
+                # With needles of one length alone, the model would lose the lengths between the two windows.
+                *("--lengths", *recipe.lengths[1:], "--samples", recipe.needle_documents),
+                *("--needle-depths", *(f"{i / 16:g}" for i in range(16)), "--keys", "train", "--seed", 7),
+                *("--output", folder / "needles" / "train"),
             ),
         ),
         Stage(
             "search",
-            (
-                "tools/search_factors.py",
-                *("--load", str(folder / "base"), "--books", str(HERE / "books" / "train")),
-                *("--target-length", str(recipe.target_length), "--search-space", "extended"),
-                *("--fix-attention-factor", "--samples", str(recipe.search_samples)),
-                *("--needle-depths", *(f"{i / 8:g}" for i in range(9)), "--held-out-samples", "0"),
-                *("--population", str(recipe.population), "--iterations", str(recipe.iterations)),
-                *("--output", str(folder / "search")),
+            longrope2(
+                *("search", "--load", folder / "base", "--books", books, "--output", folder / "search"),
+                *("--target-length", recipe.target_length, "--search-space", "extended"),
+                *("--fix-attention-factor", "--samples", recipe.search_samples),
+                *("--needle-depths", *(f"{i / 8:g}" for i in range(9)), "--held-out-samples", 0),
+                *("--population", recipe.population, "--iterations", recipe.iterations),
             ),
             processes=2,
         ),
         Stage(
             "learn",
-            (
-                "tools/search_factors.py",
-                *("--algorithm", "gradient", "--load", str(folder / "base"), "--no-recompute"),
-                *("--books", str(HERE / "books" / "train"), "--held-out-samples", "0"),
-                *("--target-length", str(recipe.target_length), "--steps", str(recipe.learning_steps)),
-                *("--output", str(folder / "learn")),
+            longrope2(
+                *("search", "--algorithm", "gradient", "--load", folder / "base", "--no-recompute"),
+                *("--books", books, "--held-out-samples", 0, "--output", folder / "learn"),
+                *("--target-length", recipe.target_length, "--steps", recipe.learning_steps),
             ),
             processes=2,
         ),
         _measure("before", _untrained(folder), recipe, folder),
         *(_train(name, recipe, folder) for name in TRAININGS),
-        # What was measured before is not measured again: one report of all.
+        # What was measured before is not measured again; the report then shows everything.
         _measure("all", _untrained(folder) | _trained(folder), recipe, folder),
         Stage(
             "export",
-            (
-                "tools/convert_megatron_to_hf.py",
-                *("--load-dir", str(folder / "longrope2"), "--save-dir", str(folder / "hf")),
-            ),
+            longrope2("export", "--load-dir", folder / "longrope2", "--save-dir", folder / "hf"),
             outputs=(folder / "hf",),
         ),
         Stage(
             "verify",
-            (
-                "tools/verify_checkpoint.py",
-                *(str(folder / "longrope2"), str(folder / "hf")),
-                *("--lengths", str(ORIGINAL), str(recipe.target_length)),
-                *("--output", str(folder / "verify.json")),
+            longrope2(
+                *("verify", folder / "longrope2", folder / "hf"),
+                *("--lengths", ORIGINAL, recipe.target_length, "--output", folder / "verify.json"),
             ),
         ),
     ]
@@ -167,10 +149,9 @@ def stages(recipe: Recipe, folder: Path) -> list[Stage]:
 def _baseline(method: str, recipe: Recipe, output: Path) -> Stage:
     return Stage(
         f"factors-{method}",
-        (
-            "tools/rescale_rope.py",
-            *("make", "--method", method, "--hf-dir", str(HERE / "base")),
-            *("--target-length", str(recipe.target_length), "--output", str(output)),
+        longrope2(
+            *("factors", "make", "--method", method, "--hf-dir", HERE / "base"),
+            *("--target-length", recipe.target_length, "--output", output),
         ),
     )
 
@@ -181,23 +162,22 @@ TRAININGS = ("longrope2", "learned", "short_only", "mixed_text", "single_window"
 
 
 def _train(name: str, recipe: Recipe, folder: Path) -> Stage:
-    short = ("--pool", "short", "2", str(folder / "data" / "short"))
-    long = ("--pool", "long", "1", str(folder / "data" / "long"))
-    needles = ("--pool", "long", "2", str(folder / "needles" / "train"))
-    text = (*("--pool", "short", "1", str(folder / "data" / "short")), *long)
-    main = name in (*FOUND, "short_only")
-    pools = short if name == "short_only" else (*short, *long, *needles) if main else text
-    steps, rate = (recipe.steps, "1e-3") if main else (recipe.ablation_steps, "3e-4")
+    data, needles = folder / "data", ("--pool", "long", 2, folder / "needles" / "train")
+    is_main = name in (*FOUND, "short_only")
+    short = ("--pool", "short", 2 if is_main else 1, data / "short")
+    long = ("--pool", "long", 1, data / "long")
+    pools = short if name == "short_only" else (*short, *long, *needles) if is_main else (*short, *long)
+    steps, rate = (recipe.steps, "1e-3") if is_main else (recipe.ablation_steps, "3e-4")
     return Stage(
         f"train-{name}",
-        (
-            *("-m", "megatron_longrope2.pretrain", "--pretrained-checkpoint", str(folder / "base")),
-            *("--load", str(folder / name), "--save", str(folder / name), "--save-interval", "100"),
-            *("--rope-factors", str(folder / FOUND.get(name, "search") / "factors.json")),
-            *("--seq-length", str(recipe.target_length), "--micro-batch-size", "1"),
-            *("--global-batch-size", "2", "--train-iters", str(steps), "--log-interval", "10"),
-            *("--lr", rate, "--lr-decay-style", "cosine", "--lr-warmup-iters", str(steps // 20)),
-            *("--weight-decay", "0", "--adam-beta2", "0.95", "--clip-grad", "1.0", "--seed", "1"),
+        longrope2(
+            *("train", "--pretrained-checkpoint", folder / "base"),
+            *("--load", folder / name, "--save", folder / name, "--save-interval", 100),
+            *("--rope-factors", folder / FOUND.get(name, "search") / "factors.json"),
+            *("--seq-length", recipe.target_length, "--micro-batch-size", 1),
+            *("--global-batch-size", 2, "--train-iters", steps, "--log-interval", 10),
+            *("--lr", rate, "--lr-decay-style", "cosine", "--lr-warmup-iters", steps // 20),
+            *("--weight-decay", 0, "--adam-beta2", 0.95, "--clip-grad", 1.0, "--seed", 1),
             *("--ckpt-format", "torch_dist", "--long-window-attention", "document"),
             *("--repeat-data", *pools),
             *(("--single-window",) if name == "single_window" else ()),
@@ -207,7 +187,7 @@ def _train(name: str, recipe: Recipe, folder: Path) -> Stage:
 
 
 def _untrained(folder: Path) -> dict[str, str]:
-    """The base under every method's factors."""
+    """The base with every method's factors."""
     factors = {method: folder / "factors" / f"{method}.json" for method in BASELINES}
     factors |= {name: folder / place / "factors.json" for name, place in FOUND.items()}
     return {name: f"{folder / 'base'},{file}" for name, file in factors.items()}
@@ -220,18 +200,18 @@ def _trained(folder: Path) -> dict[str, str]:
 def _measure(name: str, candidates: dict[str, str], recipe: Recipe, folder: Path) -> Stage:
     return Stage(
         f"measure-{name}",
-        (
-            *("tools/evaluate.py", "compare", *(f"{key}={place}" for key, place in candidates.items())),
+        longrope2(
+            *("evaluate", "compare", *(f"{key}={place}" for key, place in candidates.items())),
             *("--measures", "needle", "perplexity", "--baseline", "none", "--reference", "longrope2"),
-            *("--books", str(HERE / "books" / "held_out"), "--seed", "1"),
-            *("--lengths", *map(str, recipe.lengths), "--depths", str(recipe.depths)),
-            *("--repetitions", str(recipe.repetitions), "--short-texts", str(recipe.texts)),
-            *("--long-texts", str(recipe.long_texts), "--long-length", str(recipe.target_length)),
-            *("--output", str(folder / "measured")),
+            *("--books", HERE / "books" / "held_out", "--seed", 1),
+            *("--lengths", *recipe.lengths, "--depths", recipe.depths),
+            *("--repetitions", recipe.repetitions, "--short-texts", recipe.texts),
+            *("--long-texts", recipe.long_texts, "--long-length", recipe.target_length),
+            *("--output", folder / "measured"),
         ),
         processes=2,
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_main(app)

@@ -22,11 +22,11 @@ class Stage:
     """One command of a recipe.
 
     Attributes:
-        name: of the log, the mark and the report's row.
-        command: its words; the first is a script, or `-m` and a module.
-        processes: started by torchrun if more than one.
-        outputs: what is removed before a stage that was cut off is run again. A stage that can go on from
-            what it wrote names none.
+        name: names the log, the mark and the report's row.
+        command: the words after `python`: a script, or `-m` and a module, and their options.
+        processes: torchrun starts them if there are more than one.
+        outputs: removed before a stage that was cut off is run again. A stage that can continue from what it
+            wrote names none.
     """
 
     name: str
@@ -41,11 +41,16 @@ class Stage:
         return [sys.executable, *(launcher if self.processes > 1 else []), *self.command]
 
 
+def longrope2(*words: object) -> tuple[str, ...]:
+    """The command `longrope2 WORDS` of a stage."""
+    return ("-m", "megatron_longrope2", *map(str, words))
+
+
 def run_stages(stages: Sequence[Stage], folder: Path) -> list[dict[str, object]]:
     """Run the stages in order; those that an earlier, cut-off run completed are not run again.
 
     Args:
-        folder: the run's; gets `stages/NAME.json` and `logs/NAME.log`.
+        folder: the run's folder; `stages/NAME.json` and `logs/NAME.log` are written there.
 
     Returns:
         {name, seconds} of each stage.

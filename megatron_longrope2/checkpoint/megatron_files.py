@@ -257,6 +257,14 @@ class MegatronTensors:
         """Training iterations behind it (0 when it was converted)."""
         return int(self._common_state().get("iteration", 0))
 
+    def file_sizes(self) -> dict[Path, int]:
+        """The bytes that each file of the checkpoint has, or has at least."""
+        sizes: dict[Path, int] = {}
+        for place in self._metadata.storage_data.values():
+            file = self.folder / place.relative_path
+            sizes[file] = max(sizes.get(file, 0), place.offset + place.length)
+        return sizes
+
     def _common_state(self) -> dict[str, Any]:
         try:
             if (self.folder / "common.pt").exists():

@@ -1,11 +1,5 @@
-"""Attempts at a stage: counted, recorded, and after each the verdict: done, try again, or stop.
+"""Attempts at a stage: counted and recorded, and after each the verdict: done, try again, or stop."""
 
-`python -m megatron_longrope2.launch.attempts begin RUN STAGE` prints the attempt's number; `... end RUN STAGE
-NUMBER --status S --warned 0|1` prints what the job does next: 0 (done), 75 (back into the queue), or else the
-status to end with; and says why on stderr. Only slurm/stage.sh calls it.
-"""
-
-import argparse
 import datetime
 import os
 import re
@@ -13,17 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from megatron_longrope2.errors import InputError, run_main
+from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
-from megatron_longrope2.launch.chain import REPORT, load_chain
+from megatron_longrope2.launch.run_folder import REPORT, load_chain
 
-TRY_AGAIN = 75
-"""EX_TEMPFAIL of sysexits.h."""
-
-TERMINATED = 143
-"""srun's exit status when ranks were ended by SIGTERM."""
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+TERMINATED = 143  # srun's exit status when ranks were ended by SIGTERM
 
 Ending = Literal["done", "failed", "warned", "lost"]
 
@@ -33,14 +24,14 @@ _TAIL = 1 << 20
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt that has ended.
+    """An attempt that has ended.
 
     Attributes:
         job: Slurm's id.
-        ending: done; failed: a command's exit status; warned: stopped before the time limit; lost: Slurm
-            ended the ranks or took the job (preemption, a dead node, `scontrol requeue`).
+        ending: done; failed: a command failed; warned: stopped before the time limit; lost: Slurm ended the
+            ranks or took the job away (preemption, a dead node, `scontrol requeue`).
         status: exit status of the commands.
-        step: training iteration, evaluations of the search, or parts of another stage, that it got to.
+        step: how far it got, as `progress` counts it.
     """
 
     number: int
@@ -51,8 +42,7 @@ class Attempt:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What happens next, and why."""
 
     outcome: Literal["done", "again", "stopped"]
@@ -69,7 +59,7 @@ def judge(attempt: Attempt, earlier: Sequence[Attempt], limit: int) -> Verdict:
     if attempt.ending == "done":
         return Verdict("done", f"done in attempt {attempt.number}")
     if attempt.ending == "failed" and attempt.status == 2:
-        return Verdict("stopped", "bad input (exit status 2); see the log, mend it and submit with --resume")
+        return Verdict("stopped", "bad input (exit status 2); see the log, fix it and submit with --resume")
     at = f"at step {attempt.step}"
     same = [one for one in earlier if (one.ending, one.step) == (attempt.ending, attempt.step)]
     if same and attempt.ending == "failed":
@@ -79,13 +69,17 @@ def judge(attempt: Attempt, earlier: Sequence[Attempt], limit: int) -> Verdict:
         return Verdict("stopped", f"warned twice {at}: the time limit is too short to get further")
     if len(earlier) + 1 >= limit:
         return Verdict("stopped", f"{limit} attempts, the last one {attempt.ending} {at}")
-    return Verdict(
-        "again", f"attempt {attempt.number} {attempt.ending} {at}; the job goes back into the queue"
-    )
+    return Verdict("again", f"attempt {attempt.number} {attempt.ending} {at}; the job is requeued")
 
 
 def begin(run: Path, stage: str) -> int:
-    """Record that an attempt begins; its number. An attempt that Slurm cut short is recorded as lost.
+    """Record that an attempt begins, and give its number.
+
+    The attempt before it is recorded as lost if Slurm cut it short.
+
+    Args:
+        run: The run folder of the chain.
+        stage: The stage that is attempted.
 
     Raises:
         InputError: the job has had all its attempts.
@@ -93,31 +87,42 @@ def begin(run: Path, stage: str) -> int:
     _, settings = load_chain(run)
     folder = run / "stages" / stage
     job = os.environ["SLURM_JOB_ID"]
-    number = len(_folders(folder))
-    if number and not (folder / f"attempt-{number}/end.json").exists():
-        started = read_json(folder / f"attempt-{number}/begin.json")
-        _write_end(folder, Attempt(number, started["job"], "lost", -1, progress(run, stage, number)))
+    begun = _folders(folder)
+    if begun and not (begun[-1] / "end.json").exists():
+        before, number = read_json(begun[-1] / "begin.json"), len(begun)
+        _write_end(folder, Attempt(number, before["job"], "lost", -1, progress(run, stage, number)))
     past = [one for one in attempts(folder) if one.job == job]
     if len(past) >= settings.slurm.attempts:
         reason = f"{len(past)} attempts, the last one {past[-1].ending} at step {past[-1].step}"
         _report(run, stage, Verdict("stopped", reason))
         raise InputError(f"{stage}: {reason}")
     write_json(
-        folder / f"attempt-{number + 1}" / "begin.json",
+        folder / f"attempt-{len(begun) + 1}" / "begin.json",
         {"job": job, "started": _now().isoformat(), "nodes": os.environ.get("SLURM_JOB_NODELIST")},
     )
-    return number + 1
+    return len(begun) + 1
 
 
-def end(run: Path, stage: str, number: int, status: int, warned: bool) -> tuple[Verdict, int]:
-    """Record how an attempt ended; what happens next, and the exit status that says so to the job."""
+def end(run: Path, stage: str, number: int, *, status: int, warned: bool) -> int:
+    """Record how an attempt ended, say on stderr what happens next, and give the exit status for it.
+
+    The status is 0 when the stage is done, 75 when the job belongs back into the queue, or else the one that
+    the job ends with.
+
+    Args:
+        run: The run folder of the chain.
+        stage: The stage that was attempted.
+        number: The number of the attempt.
+        status: The exit status of the stage's commands.
+        warned: Whether the job was told to stop.
+    """
     _, settings = load_chain(run)
     folder = run / "stages" / stage
     started = read_json(folder / f"attempt-{number}/begin.json")
     seconds = (_now() - datetime.datetime.fromisoformat(started["started"])).total_seconds()
-    own = rank_statuses(folder / f"attempt-{number}")
+    own = _rank_statuses(folder / f"attempt-{number}")
     # srun gives the highest status of all ranks: that of those that were ended because one had failed.
-    status = 2 if 2 in own.values() else status
+    status = 2 if 2 in own else status
     ending: Ending = "failed" if status else "done"
     if warned and status != 2 and (status or stage == "train"):
         # Training that was told to stop ends with status 0; if it was complete, the next one ends at once.
@@ -129,19 +134,14 @@ def end(run: Path, stage: str, number: int, status: int, warned: bool) -> tuple[
     verdict = judge(attempt, earlier, settings.slurm.attempts)
     _write_end(folder, attempt)
     _report(run, stage, verdict)
-    return verdict, {"done": 0, "again": TRY_AGAIN, "stopped": status or 1}[verdict.outcome]
+    print(f"{stage}: {verdict.outcome}: {verdict.reason}", file=sys.stderr, flush=True)
+    return {"done": 0, "again": TRY_AGAIN, "stopped": status or 1}[verdict.outcome]
 
 
 def attempts(folder: Path) -> list[Attempt]:
     """The attempts at a stage that have ended, in order."""
     ends = [path / "end.json" for path in _folders(folder)]
     return [Attempt(**read_json(path)) for path in ends if path.exists()]
-
-
-def rank_statuses(attempt: Path) -> dict[int, int]:
-    """Rank to exit status, of the ranks that failed by themselves; slurm/rank.sh writes them."""
-    files = attempt.glob("rank-*.status")
-    return {int(file.stem.removeprefix("rank-")): int(file.read_text()) for file in files}
 
 
 def progress(run: Path, stage: str, number: int) -> int:
@@ -152,9 +152,8 @@ def progress(run: Path, stage: str, number: int) -> int:
     """
     if stage == "search":
         path = run / "search" / "state.json"
-        state = read_json(path)["state"] if path.exists() else {"cost": {}}
-        under_way = sum(map(len, state.get("race", [])))  # of the generation that is being scored
-        return int(state["cost"].get("evaluations", 0) + state["cost"].get("steps", 0) + under_way)
+        cost = read_json(path)["state"]["cost"] if path.exists() else {}
+        return int(cost.get("evaluations", 0) + cost.get("steps", 0))
     if stage == "preprocess":
         return sum(len(list(run.glob(place))) for place in (".data.shards/*/", "data/.*.shards/*/"))
     if stage != "train":
@@ -172,6 +171,11 @@ def _last_iteration(log: Path) -> int:
     return int(found[-1]) if found else 0
 
 
+def _rank_statuses(attempt: Path) -> set[int]:
+    """Exit statuses of the ranks that failed by themselves; slurm/rank.sh writes them."""
+    return {int(file.read_text()) for file in attempt.glob("rank-*.status")}
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-")))
 
@@ -181,7 +185,7 @@ def _write_end(folder: Path, attempt: Attempt) -> None:
 
 
 def _report(run: Path, stage: str, verdict: Verdict) -> None:
-    """The stage's report; other programs read it."""
+    """Write the stage's report, which other programs read."""
     chain, _ = load_chain(run)
     folder = run / "stages" / stage
     past = attempts(folder)
@@ -201,28 +205,3 @@ def _report(run: Path, stage: str, verdict: Verdict) -> None:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now().astimezone()
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["begin", "end"])
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("stage", help="its stage")
-    parser.add_argument("number", type=int, nargs="?", help="of the attempt that ends")
-    parser.add_argument("--status", type=int, default=0, help="exit status of the stage's commands")
-    parser.add_argument("--warned", type=int, default=0, help="1: the job was told to stop")
-    arguments = parser.parse_args()
-    if arguments.action == "begin":
-        print(begin(arguments.run, arguments.stage))
-        return
-    verdict, code = end(
-        arguments.run, arguments.stage, arguments.number, arguments.status, bool(arguments.warned)
-    )
-    print(f"{arguments.stage}: {verdict.outcome}: {verdict.reason}", file=sys.stderr, flush=True)
-    print(code)
-
-
-if __name__ == "__main__":
-    run_main(_main)

@@ -1,37 +1,34 @@
-"""What is asked of Slurm: is there such a partition, submit, cancel, what is queued."""
+"""What Slurm is asked: whether a partition exists, to submit and cancel jobs, and what is queued."""
 
 import getpass
 import shutil
 import subprocess
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_longrope2.errors import InputError
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job that Slurm still has: its state (PENDING, RUNNING, ...) and why it waits, or where it runs."""
+class QueuedJob(NamedTuple):
+    """A job that Slurm still has: its state (PENDING, RUNNING, ...), and why it waits or where it runs."""
 
     state: str
     reason: str
 
 
 def check_partitions(named: dict[str, str]) -> None:
-    """Refuse a partition that the cluster has not.
+    """Refuse a partition that the cluster does not have.
 
     Args:
-        named: settings key to partition (or several, with commas).
+        named: settings key to partition, or to several with commas between them.
 
     Raises:
-        InputError: no Slurm here, or no such partition; the cluster's own are named.
+        InputError: no Slurm here, or no such partition; the message names those that exist.
     """
     known = sorted({line.rstrip("*") for line in slurm("sinfo", "--noheader", "--format=%R").splitlines()})
     for key, partitions in named.items():
-        for partition in partitions.split(","):
-            if partition not in known:
-                raise InputError(
-                    f"{key}: no partition {partition!r} on this cluster; it has {', '.join(known)}"
-                )
+        for name in partitions.split(","):
+            if name not in known:
+                raise InputError(f"{key}: no partition {name!r} on this cluster; it has {', '.join(known)}")
 
 
 def submit_job(*options: str) -> str:
@@ -40,26 +37,23 @@ def submit_job(*options: str) -> str:
 
 
 def cancel_jobs(ids: list[str]) -> None:
-    """Cancel jobs; those that are gone are no error."""
+    """Cancel jobs; those that have ended are no error."""
     if ids:
         subprocess.run(["scancel", *ids], check=False, capture_output=True)
 
 
 def queued_jobs() -> dict[str, QueuedJob]:
     """This user's jobs that have not ended, by id."""
-    jobs = {}
     listed = slurm("squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%i|%T|%R")
-    for line in listed.splitlines():
-        job, state, reason = line.strip().split("|", 2)
-        jobs[job] = QueuedJob(state, reason)
-    return jobs
+    rows = [line.strip().split("|", 2) for line in listed.splitlines()]
+    return {job: QueuedJob(state, reason) for job, state, reason in rows}
 
 
 def slurm(*command: str) -> str:
     """Run one of Slurm's commands; what it printed.
 
     Raises:
-        InputError: it is not installed, or refused.
+        InputError: it is not installed, or it refused.
     """
     if not shutil.which(command[0]):
         raise InputError(f"{command[0]}: not found; run this on a login node of a Slurm cluster")

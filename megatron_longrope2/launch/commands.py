@@ -1,44 +1,55 @@
 """The command lines of each stage, and the shell file that its job reads."""
 
 import shlex
+from collections.abc import Mapping
 
 from megatron_longrope2.launch.settings import ROOT, Settings, StageSettings
 
 
 def stage_commands(settings: Settings, name: str) -> list[list[str]]:
-    """The commands of a stage, in order: a script or `-m` and a module, then its options.
+    """The commands of a stage, in order, as the words after `longrope2`: a stage's verb is its name.
 
-    What the chain decides (paths, lengths, layout) comes first, the settings' own options last.
+    What the chain decides (paths, lengths, layout) comes first and the settings' own options last, because of
+    an option that is given twice the last one counts.
     """
     stage, model, run = settings.stages[name], settings.model, settings.run
-    hf_dir, length = str(model.hf_dir), str(model.target_length)
-    base, checkpoints = str(run / "base"), str(run / "checkpoints")
-    match name:
-        case "import":
-            words = ["tools/convert_hf_to_megatron.py", "--hf-dir", hf_dir, "--save-dir", base]
-        case "preprocess":
-            words = ["tools/preprocess_data.py", "--tokenizer", hf_dir, "--output", str(run / "data")]
-        case "needles":
-            words = [
-                *("tools/make_needles.py", "--tokenizer", hf_dir, "--books", str(model.books)),
-                *("--length", length, "--output", str(run / "needles" / "needles.safetensors")),
-                *("--pool", str(run / "needles" / "train")),
-            ]
-        case "search":
-            words = [
-                *("tools/search_factors.py", "--load", base, "--books", str(model.books)),
-                *("--target-length", length, "--output", str(run / "search"), *_layout(stage)),
-            ]
-        case "train":
-            words = [*_training(settings, base, checkpoints), *_layout(stage), *_pools(settings, stage)]
-        case "export":
-            words = [
-                *("tools/convert_megatron_to_hf.py", "--load-dir", checkpoints),
-                *("--save-dir", str(run / "hf")),
-            ]
-        case _:
-            return [_measure(settings, measure) for measure in stage.measures]
-    return [words + shlex.split(settings.fill(stage.options))]
+    if name == "evaluate":
+        return [_measure(settings, measure) for measure in stage.measures]
+    base, checkpoints = run / "base", run / "checkpoints"
+    options: dict[str, dict[str, object]] = {
+        "import": {"hf-dir": model.hf_dir, "save-dir": base},
+        "preprocess": {"tokenizer": model.hf_dir, "output": run / "data"},
+        "needles": {
+            "tokenizer": model.hf_dir,
+            "books": model.books,
+            "lengths": model.target_length,
+            "output": run / "needles" / "train",
+        },
+        "search": {
+            "load": base,
+            "books": model.books,
+            "target-length": model.target_length,
+            "output": run / "search",
+            **_layout(stage),
+        },
+        "train": {
+            "pretrained-checkpoint": base,
+            "load": checkpoints,
+            "save": checkpoints,
+            "ckpt-format": "torch_dist",
+            "rope-factors": factors_file(settings),
+            "seq-length": model.target_length,
+            # slurm/stage.sbatch says why it is this signal.
+            "exit-signal": "SIGURG",
+            "tensorboard-dir": run / "tensorboard",
+            **_layout(stage),
+        },
+        "export": {"load-dir": checkpoints, "save-dir": run / "hf"},
+    }
+    words = [name, *_options(options[name])]
+    if name == "train":
+        words += ["--exit-signal-handler", *_data(settings, stage)]
+    return [words + settings.words(stage.options)]
 
 
 def factors_file(settings: Settings) -> str:
@@ -47,17 +58,13 @@ def factors_file(settings: Settings) -> str:
 
 
 def job_file(settings: Settings, name: str) -> str:
-    """The shell file that `slurm/stage.sh` reads: names, and one quoted line for each command."""
+    """The shell file that `slurm/stage.sbatch` reads: names, and one quoted line for each command."""
     stage, environment = settings.stages[name], settings.environment
     container = []
     if environment.container_image:
-        mounts = [f"{folder}:{folder}" for folder in (ROOT, settings.run)] + list(
-            environment.container_mounts
-        )
-        container = [
-            f"--container-image={environment.container_image}",
-            f"--container-mounts={','.join(map(settings.fill, mounts))}",
-        ]
+        own = [f"{folder}:{folder}" for folder in (ROOT, settings.run)]
+        mounts = ",".join([*own, *map(settings.fill, environment.container_mounts)])
+        container = [f"--container-image={environment.container_image}", f"--container-mounts={mounts}"]
     values = {
         "stage": name,
         "run": str(settings.run),
@@ -66,53 +73,44 @@ def job_file(settings: Settings, name: str) -> str:
         "network": str(environment.network),
         "processes_per_node": str(stage.processes),
     }
-    lines = [f"{key}={shlex.quote(value)}" for key, value in values.items()]
-    lines.append(f"container=({shlex.join(container)})")
-    commands = [shlex.quote(shlex.join(words)) for words in stage_commands(settings, name)]
     return "\n".join(
         [
             "# shellcheck shell=bash disable=SC2034",
-            "# Made by tools/submit.py from the settings; a job's slurm/stage.sh reads it.",
-            *lines,
+            "# Made by `longrope2 submit` from the settings; slurm/stage.sbatch reads it in the stage's job.",
+            *(f"{key}={shlex.quote(value)}" for key, value in values.items()),
+            f"container=({shlex.join(container)})",
             "commands=(",
-            *(f"  {command}" for command in commands),
+            *(f"  {shlex.quote(shlex.join(words))}" for words in stage_commands(settings, name)),
             ")\n",
         ]
     )
 
 
-def _training(settings: Settings, base: str, checkpoints: str) -> list[str]:
-    return [
-        *("-m", "megatron_longrope2.pretrain", "--pretrained-checkpoint", base),
-        *("--load", checkpoints, "--save", checkpoints, "--ckpt-format", "torch_dist"),
-        *("--rope-factors", factors_file(settings), "--seq-length", str(settings.model.target_length)),
-        # See slurm/stage.sh: a signal that only the trainer itself heeds.
-        *("--exit-signal-handler", "--exit-signal", "SIGURG"),
-        *("--tensorboard-dir", str(settings.run / "tensorboard")),
-    ]
+def _options(values: Mapping[str, object]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def _layout(stage: StageSettings) -> list[str]:
-    return [
-        *("--tensor-model-parallel-size", str(stage.tensor_parallel)),
-        *("--pipeline-model-parallel-size", str(stage.pipeline_parallel)),
-        *("--context-parallel-size", str(stage.context_parallel)),
-    ]
+def _layout(stage: StageSettings) -> dict[str, object]:
+    return {
+        "tensor-model-parallel-size": stage.tensor_parallel,
+        "pipeline-model-parallel-size": stage.pipeline_parallel,
+        "context-parallel-size": stage.context_parallel,
+    }
 
 
-def _pools(settings: Settings, stage: StageSettings) -> list[str]:
+def _data(settings: Settings, stage: StageSettings) -> list[str]:
     mix = ["--mix", settings.fill(stage.mix)] if stage.mix else []
-    return mix + [word for pool in stage.pools for word in ("--pool", *settings.fill(pool).split())]
+    return mix + [word for pool in stage.pools for word in ("--pool", *settings.words(pool))]
 
 
 def _measure(settings: Settings, measure: str) -> list[str]:
-    kind, *options = shlex.split(settings.fill(measure))
+    kind, *options = settings.words(measure)
     stage, run = settings.stages["evaluate"], settings.run
-    words = ["tools/evaluate.py", kind, "--output", str(run / "evaluation")]
+    given: dict[str, object] = {"output": run / "evaluation"}
     if kind == "lm-eval":
-        words += ["--hf-dir", str(run / "hf")]
+        given["hf-dir"] = run / "hf"
     else:
-        words += ["--load", str(run / "checkpoints"), *_layout(stage)]
+        given |= {"load": run / "checkpoints", **_layout(stage)}
         if settings.model.held_out_books:
-            words += ["--books", str(settings.model.held_out_books)]
-    return words + options + shlex.split(settings.fill(stage.options))
+            given["books"] = settings.model.held_out_books
+    return ["evaluate", kind, *_options(given), *options, *settings.words(stage.options)]

@@ -1,29 +1,26 @@
-"""Everything that can be known to be wrong before a stage starts, all of it at once.
+"""Everything that can be known to be wrong before a stage starts, all of it at once."""
 
-`python -m megatron_longrope2.launch.preflight RUN STAGE` runs on every node of a job in its first seconds,
-and exits with 2 if it finds something.
-"""
-
-import argparse
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
 from megatron_longrope2.data.tokenizer import check_tokenizer
-from megatron_longrope2.errors import InputError, run_main
-from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import write_json
 from megatron_longrope2.launch.commands import factors_file
-from megatron_longrope2.launch.settings import NEEDS, Settings, StageSettings, load_settings
+from megatron_longrope2.launch.run_folder import load_chain
+from megatron_longrope2.launch.settings import Settings, StageSettings
+from megatron_longrope2.provenance import versions
 from megatron_longrope2.rope import load_factors
-from megatron_longrope2.rope.hf import HfRope, read_hf_config, read_hf_rope
+from megatron_longrope2.rope.hf import read_hf_config, read_hf_rope
 
 PACKAGE = "megatron-longrope2"
 
@@ -31,60 +28,87 @@ PACKAGE = "megatron-longrope2"
 # bfloat16 weights, float32 weights and two moments (14 bytes a parameter).
 DISK = {"import": 1, "export": 1, "train": 14}
 
+_STEERING = re.compile(r"(NCCL|UCX|CUDA|TORCH|OMP|GLOO|SLURM_JOB|PYTORCH)_")
+
+
+def preflight(run: Path, stage: str, *, output: Path) -> None:
+    """Check one node before a stage starts; the first node also checks what they all share.
+
+    Args:
+        run: The run folder of the chain.
+        stage: The stage that is about to start.
+        output: The JSON file for the first node's versions, GPUs and environment variables.
+
+    Raises:
+        InputError: something is wrong; all of it was printed.
+    """
+    _, settings = load_chain(run)
+    found = node_problems(settings.stages[stage])
+    if os.environ.get("SLURM_NODEID", "0") == "0":
+        found += stage_problems(settings, stage)
+        write_json(output, environment())
+    for problem in found:
+        print(f"preflight: {problem}", file=sys.stderr, flush=True)
+    if found:
+        raise InputError(f"{stage}: {len(found)} problems, see above; nothing was started")
+
 
 def settings_problems(settings: Settings) -> list[str]:
     """What is wrong with the settings' inputs, as far as it can be seen before any stage has run."""
-    found = _collect(lambda: _model_problems(settings))
-    for key in ("books", "held_out_books"):
-        path = getattr(settings.model, key)
-        if path is not None and not path.exists():
-            found.append(f"{settings.source}: model: {key}: {path} does not exist")
-    if not settings.environment.network.is_file():
-        found.append(
-            f"{settings.source}: environment: network: {settings.environment.network} does not exist"
-        )
-    return found
+    return _all(_missing_inputs(settings), _model_problems(settings))
 
 
 def node_problems(stage: StageSettings) -> list[str]:
     """What is wrong with this node: packages and GPUs."""
-    return _version_problems() + _gpu_problems(stage)
+    return _all(_version_problems(), _gpu_problems(stage))
 
 
 def stage_problems(settings: Settings, name: str) -> list[str]:
     """What is wrong with what a stage reads and where it writes."""
-    found = settings_problems(settings)
-    found += _collect(lambda: _disk_problems(settings, name))
+    checks = [_missing_inputs(settings), _model_problems(settings), _disk_problems(settings, name)]
     if name in ("search", "train"):
-        found += _collect(lambda: _checkpoint_problems(settings.run / "base"))
+        checks.append(_checkpoint_problems(settings.run / "base"))
     if name in ("export", "evaluate"):
-        found += _collect(lambda: _checkpoint_problems(settings.run / "checkpoints"))
+        checks.append(_checkpoint_problems(settings.run / "checkpoints"))
     if name == "train":
-        found += _collect(lambda: _factor_problems(settings))
-        found += _collect(lambda: _pool_problems(settings))
-    return found
+        checks += [_factor_problems(settings), _pool_problems(settings)]
+    return _all(*checks)
 
 
 def environment() -> dict[str, Any]:
     """Versions, devices and the variables that steer them, for the attempt's record."""
-    packages = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy", "safetensors")
-    steering = re.compile(r"(NCCL|UCX|CUDA|TORCH|OMP|GLOO|SLURM_JOB|PYTORCH)_")
     return {
-        "python": platform.python_version(),
         "executable": sys.executable,
         "host": platform.node(),
-        "packages": {name: version for name in packages if (version := _version(name))},
+        "versions": versions(),
         "gpus": _gpus() if os.environ.get("SLURM_GPUS_ON_NODE") else [],
-        "variables": {key: value for key, value in sorted(os.environ.items()) if steering.match(key)},
+        "variables": {key: value for key, value in sorted(os.environ.items()) if _STEERING.match(key)},
     }
 
 
-def _collect(check: Callable[[], list[str]]) -> list[str]:
-    """A check that refuses has found one problem."""
-    try:
-        return check()
-    except InputError as error:
-        return [str(error)]
+def _all(*checks: Iterator[str]) -> list[str]:
+    """The problems that the checks find; a check that raises an InputError has found one more."""
+    found: list[str] = []
+    for check in checks:
+        try:
+            found.extend(check)
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def _version_problems() -> Iterator[str]:
+    """By what the installed package itself requires."""
+    if _version(PACKAGE) is None:
+        yield f"{sys.executable}: {PACKAGE} is not installed; pip install --no-deps --editable REPOSITORY"
+        return
+    for requirement in map(Requirement, importlib.metadata.requires(PACKAGE) or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            found = version or "not installed"
+            yield f"{sys.executable}: {requirement.name} is {found}; {requirement} is needed"
 
 
 def _version(package: str) -> str | None:
@@ -94,160 +118,106 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _version_problems() -> list[str]:
-    """By what the installed package itself requires."""
-    if _version(PACKAGE) is None:
-        return [f"{sys.executable}: {PACKAGE} is not installed; pip install --no-deps --editable REPOSITORY"]
-    found = []
-    for line in importlib.metadata.requires(PACKAGE) or []:
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        version = _version(requirement.name)
-        if version is None:
-            found.append(f"{sys.executable}: {requirement.name} is not installed; {requirement} is needed")
-        elif not requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{sys.executable}: {requirement.name} is {version}; {requirement} is needed")
-    return found
+def _gpu_problems(stage: StageSettings) -> Iterator[str]:
+    if stage.gpus_per_node and (count := len(_gpus())) < stage.processes:
+        yield (
+            f"{platform.node()}: torch sees {count} GPUs for {stage.processes} processes; check the driver, "
+            "the container and gpus_per_node"
+        )
 
 
 def _gpus() -> list[str]:
-    import torch
+    import torch  # it takes seconds
 
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def _gpu_problems(stage: StageSettings) -> list[str]:
-    if not stage.gpus_per_node:
-        return []
-    gpus = _gpus()
-    if len(gpus) >= stage.processes:
-        return []
-    return [
-        f"{platform.node()}: torch sees {len(gpus)} GPUs for {stage.processes} processes; check the driver, "
-        "the container and gpus_per_node"
-    ]
+def _missing_inputs(settings: Settings) -> Iterator[str]:
+    inputs = {
+        "model.books": settings.model.books,
+        "model.held_out_books": settings.model.held_out_books,
+        "environment.network": settings.environment.network,
+    }
+    for key, path in inputs.items():
+        if path is not None and not path.exists():
+            yield f"{settings.source}: {key}: {path} does not exist"
 
 
-def _model_problems(settings: Settings) -> list[str]:
-    config, rope = _rope(settings)
-    source, target = settings.source, settings.model.target_length
-    found = []
+def _model_problems(settings: Settings) -> Iterator[str]:
+    model, source = settings.model, settings.source
+    config = read_hf_config(model.hf_dir)
+    rope = read_hf_rope(config, source=str(model.hf_dir / "config.json"))
     original = rope.fields.get("original_max_position_embeddings") or rope.max_length
-    if target <= original:
-        found.append(
-            f"{source}: model: target_length: {target} is not longer than the model's own {original:g}"
+    if model.target_length <= original:
+        yield (
+            f"{source}: model.target_length: {model.target_length} is not longer than the model's own "
+            f"{original:g}"
         )
-    for name in ("search", "train", "evaluate"):
-        stage = settings.stages.get(name)
-        if stage is not None:
-            found += [f"{source}: stages.{name}: {what}" for what in _layout_problems(stage, config, target)]
-    return found
+    for name, stage in settings.stages.items():
+        for problem in _layout_problems(stage, config, model.target_length):
+            yield f"{source}: stages.{name}.{problem}"
 
 
-def _layout_problems(stage: StageSettings, config: dict[str, Any], target: int) -> list[str]:
-    found = []
+def _layout_problems(stage: StageSettings, config: dict[str, Any], target: int) -> Iterator[str]:
     tensor, pipeline, context = stage.tensor_parallel, stage.pipeline_parallel, stage.context_parallel
-    sequence = tensor if "--sequence-parallel" in stage.options.split() else 1
-    share = (2 * context if context > 1 else 1) * sequence
+    share = (2 * context if context > 1 else 1) * (
+        tensor if "--sequence-parallel" in stage.options.split() else 1
+    )
     if target % share:
-        found.append(
+        yield (
             f"context_parallel: {target} tokens do not divide by {share} (2 x context parallel, x tensor "
             "parallel with sequence parallelism)"
         )
-    heads = config.get("num_attention_heads", tensor)
+    heads, layers = config.get("num_attention_heads", tensor), config.get("num_hidden_layers", pipeline)
     if heads % tensor:
-        found.append(f"tensor_parallel: {heads} attention heads do not divide by {tensor}")
-    layers = config.get("num_hidden_layers", pipeline)
+        yield f"tensor_parallel: {heads} attention heads do not divide by {tensor}"
     if layers % pipeline:
-        found.append(f"pipeline_parallel: {layers} layers do not divide by {pipeline}")
-    return found
+        yield f"pipeline_parallel: {layers} layers do not divide by {pipeline}"
 
 
-def _rope(settings: Settings) -> tuple[dict[str, Any], HfRope]:
-    config = read_hf_config(settings.model.hf_dir)
-    return config, read_hf_rope(config, source=str(settings.model.hf_dir / "config.json"))
-
-
-def _disk_problems(settings: Settings, name: str) -> list[str]:
+def _disk_problems(settings: Settings, name: str) -> Iterator[str]:
     size = sum(file.stat().st_size for file in settings.model.hf_dir.glob("*.safetensors"))
     needed, free = DISK.get(name, 0) * size, shutil.disk_usage(settings.run).free
-    if free >= needed:
-        return []
-    return [f"{settings.run}: {free / 1e9:.1f} GB free, {name} needs about {needed / 1e9:.1f} GB"]
+    if free < needed:
+        yield f"{settings.run}: {free / 1e9:.1f} GB free, {name} needs about {needed / 1e9:.1f} GB"
 
 
-def _checkpoint_problems(folder: Path) -> list[str]:
+def _checkpoint_problems(folder: Path) -> Iterator[str]:
     """The metadata can be read, and every file that it names is there and long enough."""
-    # torch takes seconds to import.
-    from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+    from megatron_longrope2.checkpoint.megatron_files import MegatronTensors  # imports torch
 
-    tensors = MegatronTensors(folder)
-    ends: dict[str, int] = {}
-    for place in tensors._metadata.storage_data.values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
-    found = []
-    for name, end in sorted(ends.items()):
-        file = tensors.folder / name
+    for file, needed in sorted(MegatronTensors(folder).file_sizes().items()):
         size = file.stat().st_size if file.exists() else 0
-        if size < end:
-            found.append(f"{file}: is {size} bytes where the checkpoint needs {end}; copy it again")
-    return found
+        if size < needed:
+            yield f"{file}: is {size} bytes where the checkpoint needs {needed}; copy it again"
 
 
-def _factor_problems(settings: Settings) -> list[str]:
-    _, rope = _rope(settings)
-    place = factors_file(settings)
+def _factor_problems(settings: Settings) -> Iterator[str]:
+    model, place = settings.model, factors_file(settings)
+    rope = read_hf_rope(read_hf_config(model.hf_dir), source=str(model.hf_dir / "config.json"))
     factors = load_factors(place, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
-    target = settings.model.target_length
-    if target > factors.target_length:
-        return [f"{place}: target_length: {factors.target_length} is shorter than the settings' {target}"]
-    return []
+    if model.target_length > factors.target_length:
+        yield (
+            f"{place}: target_length: {factors.target_length} is shorter than the settings' "
+            f"{model.target_length}"
+        )
 
 
-def _pool_problems(settings: Settings) -> list[str]:
+def _pool_problems(settings: Settings) -> Iterator[str]:
     """Each pool is there, and was made with the model's tokenizer."""
     stage = settings.stages["train"]
-    prefixes = [settings.fill(pool).split()[2] for pool in stage.pools]
+    prefixes = [settings.words(pool)[2] for pool in stage.pools]
     if stage.mix:
-        # It imports Megatron, which takes seconds.
-        from megatron_longrope2.data.mix import load_mix_pools
+        from megatron_longrope2.data.mix import load_mix_pools  # imports Megatron, which takes seconds
 
         prefixes += [pool.path_prefix for pool in load_mix_pools(settings.fill(stage.mix))[0]]
-    found = []
     for prefix in prefixes:
-        missing = [f"{prefix}{suffix}" for suffix in (".bin", ".idx") if not Path(prefix + suffix).is_file()]
-        found += [f"{file}: no such file; name the pool's path without .bin and .idx" for file in missing]
-        manifest = Path(prefix).with_name("manifest.json")
-        if manifest.exists():
-            try:
+        for file in (f"{prefix}.bin", f"{prefix}.idx"):
+            if not Path(file).is_file():
+                yield f"{file}: no such file; name the pool's path without .bin and .idx"
+    for manifest in sorted({Path(prefix).with_name("manifest.json") for prefix in prefixes}):
+        try:
+            if manifest.exists():
                 check_tokenizer(manifest, settings.model.hf_dir)
-            except InputError as error:
-                found.append(str(error))
-    return sorted(set(found))
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder of a submitted chain")
-    parser.add_argument("stage", choices=list(NEEDS), help="the stage to check")
-    parser.add_argument("--output", type=Path, help="write versions, GPUs and variables there, as JSON")
-    arguments = parser.parse_args()
-    chain = read_json(arguments.run / "chain.json")
-    settings = load_settings(arguments.run / "settings.toml", base=Path(chain["base"]))
-    # Each node looks at itself; the first one also at what they share.
-    found = node_problems(settings.stages[arguments.stage])
-    if os.environ.get("SLURM_NODEID", "0") == "0":
-        found += stage_problems(settings, arguments.stage)
-        if arguments.output:
-            write_json(arguments.output, environment())
-    for problem in found:
-        print(f"preflight: {problem}", file=sys.stderr, flush=True)
-    if found:
-        raise InputError(f"{arguments.stage}: {len(found)} problems, see above; nothing was started")
-
-
-if __name__ == "__main__":
-    run_main(_main)
+        except InputError as error:
+            yield str(error)

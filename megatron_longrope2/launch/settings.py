@@ -1,14 +1,24 @@
-"""The settings of a chain: one TOML file, `slurm/example.toml` says what each key means."""
+"""The settings of a chain: one TOML file; `slurm/example.toml` says what each key means."""
 
+import difflib
 import re
 import shlex
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.launch.tables import check_keys, read_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,66 +31,111 @@ NEEDS = {
     "export": ("train",),
     "evaluate": ("train", "export"),
 }
-"""The stages in order, and which of them each waits for, as far as they are in the chain."""
-
-_TIME = re.compile(r"\d+(:\d{2}){0,2}|\d+-\d+(:\d{2}){0,2}|UNLIMITED")
+"""The stages in order, and which of them each waits for if they are part of the chain."""
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """What is extended, to where, and on which texts."""
+def _refuse(wrong: object, message: str) -> None:
+    if wrong:
+        raise ValueError(message)
 
-    hf_dir: Path
-    target_length: int
-    books: Path | None = None
-    held_out_books: Path | None = None
+
+def _check_keys(names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"{name}: unknown key; {hint}")
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    base: Any = info.context
+    return (base / path.expanduser()).resolve()
+
+
+def _words(text: str) -> str:
+    shlex.split(text)
+    return text
+
+
+def _like(pattern: str, example: str) -> AfterValidator:
+    def check(text: str) -> str:
+        _refuse(not re.fullmatch(pattern, text), f"{text!r} is not of the form {example}")
+        return text
+
+    return AfterValidator(check)
+
+
+Place = Annotated[Path, AfterValidator(_resolved)]
+"""A path, relative to the settings file's folder."""
+Words = Annotated[str, AfterValidator(_words)]
+"""Words as a shell splits them."""
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Table(BaseModel):
+    """A table of the file: its keys are the fields, and no others."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, table: Any) -> Any:
+        if isinstance(table, dict):
+            _check_keys(table, [name for name, field in cls.model_fields.items() if field.init is not False])
+        return table
+
+
+class ModelSettings(Table):
+    """What is extended, to which length in tokens, and with which texts."""
+
+    hf_dir: Place
+    target_length: Count
+    books: Place | None = None
+    held_out_books: Place | None = None
     factors: str | None = None
 
 
-@dataclass(frozen=True)
-class SlurmSettings:
+class SlurmSettings(Table):
     """The cluster."""
 
     partition: str
     account: str | None = None
     options: tuple[str, ...] = ()
-    warning_seconds: int = 600
-    attempts: int = 20
+    warning_seconds: Count = 600
+    attempts: Count = 20
 
 
-@dataclass(frozen=True)
-class EnvironmentSettings:
+class EnvironmentSettings(Table):
     """Where Python and its packages are."""
 
     python: str
     container_image: str | None = None
     container_mounts: tuple[str, ...] = ()
-    network: Path = ROOT / "slurm" / "network.sh"
+    network: Place = ROOT / "slurm" / "network.sh"
 
 
-@dataclass(frozen=True)
-class StageSettings:
-    """The resources of a stage, its parallel layout, and its command's further options."""
+class StageSettings(Table):
+    """The resources of a stage, its parallel layout, and further options of its command."""
 
-    time: str
+    time: Annotated[str, _like(r"\d+(:\d{2}){0,2}|\d+-\d+(:\d{2}){0,2}|UNLIMITED", "12:00:00")]
     partition: str | None = None
-    nodes: int = 1
-    gpus_per_node: int = 0
-    processes_per_node: int | None = None
-    cpus_per_process: int = 1
+    nodes: Count = 1
+    gpus_per_node: Annotated[int, Field(ge=0, strict=True)] = 0
+    processes_per_node: Count | None = None
+    cpus_per_process: Count = 1
     memory: str | None = None
     slurm_options: tuple[str, ...] = ()
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    context_parallel: int = 1
+    tensor_parallel: Count = 1
+    pipeline_parallel: Count = 1
+    context_parallel: Count = 1
     mix: str | None = None
-    pools: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
-    options: str = ""
+    pools: tuple[Annotated[Words, _like(r"(short|long) +\d+ +\S.*", "'short|long WEIGHT PREFIX'")], ...] = ()
+    measures: tuple[Words, ...] = ()
+    options: Words = ""
 
     @property
     def processes(self) -> int:
-        """On one node: as many as GPUs, unless the settings say otherwise."""
+        """Processes on one node: as many as GPUs, unless the settings say otherwise."""
         return self.processes_per_node or max(1, self.gpus_per_node)
 
     @property
@@ -88,29 +143,82 @@ class StageSettings:
         """Processes on all nodes."""
         return self.nodes * self.processes
 
+    @model_validator(mode="after")
+    def _ranks_divide(self) -> Self:
+        split = self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+        wrong = f"{self.ranks} processes do not divide into tensor x pipeline x context parallel = {split}"
+        _refuse(self.ranks % split, f"nodes: {wrong}")
+        return self
 
-@dataclass(frozen=True)
-class Settings:
+
+def _in_order(stages: dict[str, StageSettings]) -> dict[str, StageSettings]:
+    _check_keys(stages, list(NEEDS))
+    return {name: stages[name] for name in NEEDS if name in stages}
+
+
+class Settings(Table):
     """A whole chain.
 
     Attributes:
-        source: the file. base: what its relative paths are relative to.
-        run: folder of everything that the chain writes.
-        stages: those that the chain has, in order.
+        run: the folder of everything that the chain writes.
+        stages: the stages that the chain has, in order.
+        source: the settings file.
+        base: the folder that the file's relative paths are relative to.
     """
 
-    source: Path
-    base: Path
-    name: str
-    run: Path
+    name: Annotated[str, _like(r"[\w.-]+", "letters, digits, - _ .")]
+    run: Place
     model: ModelSettings
     slurm: SlurmSettings
     environment: EnvironmentSettings
-    stages: dict[str, StageSettings]
+    stages: Annotated[dict[str, StageSettings], Field(min_length=1), AfterValidator(_in_order)]
+    source: Path = Field(default=Path(), init=False)
+    base: Path = Field(default=Path(), init=False)
+
+    def words(self, text: str) -> list[str]:
+        """The words of an option, each of them filled."""
+        return [self.fill(word) for word in shlex.split(text)]
 
     def fill(self, text: str) -> str:
-        """`{run}` in an option stands for the run folder, `{here}` for the settings file's folder."""
+        """The text with the run folder for `{run}` and the settings file's folder for `{here}`."""
         return text.replace("{run}", str(self.run)).replace("{here}", str(self.base))
+
+    @model_validator(mode="after")
+    def _is_a_chain(self) -> Self:
+        has, given = self.stages.keys(), self.model
+        _refuse(
+            {"search", "train"} & has and "import" not in has, "stages: search and train need [stages.import]"
+        )
+        _refuse(
+            {"export", "evaluate"} & has and "train" not in has,
+            "stages: export and evaluate need [stages.train]",
+        )
+        _refuse(
+            "train" in has and not ("search" in has or given.factors),
+            "model.factors: is missing; name a factor file, or add [stages.search]",
+        )
+        _refuse(
+            "search" in has and given.factors,
+            "model.factors: is given, and so is [stages.search]; remove one of them",
+        )
+        _refuse(
+            {"needles", "search"} & has and not given.books,
+            "model.books: is missing; needles and search read them",
+        )
+        for name, stage in self.stages.items():
+            _check_stage(name, stage)
+        return self
+
+
+def _check_stage(name: str, stage: StageSettings) -> None:
+    where, is_train, is_evaluate = f"stages.{name}", name == "train", name == "evaluate"
+    single = name not in ("search", "train", "evaluate")
+    _refuse(single and stage.ranks > 1, f"{where}.nodes: this stage is a single process")
+    _refuse(is_train and not (stage.mix or stage.pools), f"{where}.pools: is missing, and so is mix")
+    _refuse(is_evaluate and not stage.measures, f"{where}.measures: is missing")
+    _refuse(stage.pools and not is_train, f"{where}.pools: belongs in [stages.train]")
+    _refuse(stage.mix and not is_train, f"{where}.mix: belongs in [stages.train]")
+    _refuse(stage.measures and not is_evaluate, f"{where}.measures: belongs in [stages.evaluate]")
 
 
 def load_settings(path: str | Path, base: Path | None = None) -> Settings:
@@ -118,103 +226,30 @@ def load_settings(path: str | Path, base: Path | None = None) -> Settings:
 
     Args:
         path: the file.
-        base: what relative paths in it are relative to; None: the file's folder.
+        base: the folder that relative paths in it are relative to; None: the file's folder.
 
     Raises:
         InputError: unreadable, not TOML, a key unknown, missing or of the wrong type, or stages that do not
             make a chain.
     """
     path = Path(path)
+    base = base or path.resolve().parent
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = Settings.model_validate(content, context=base)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        raise InputError("\nerror: ".join(f"{path}: {_line(one)}" for one in error.errors())) from error
+    except ValueError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-    top = ("name", "run", "model", "slurm", "environment", "stages")
-    check_keys(content, top, str(path))
-    for key in top:
-        if key not in content:
-            raise InputError(f"{path}: {key}: is missing")
-    return _checked(_settings(path, content, base or path.resolve().parent))
+    return settings.model_copy(update={"source": path, "base": base})
 
 
-def _settings(path: Path, content: dict[str, Any], base: Path) -> Settings:
-    for key in ("name", "run"):
-        if not isinstance(content[key], str) or not content[key]:
-            raise InputError(f"{path}: {key}: {content[key]!r} is not a string")
-    stages = content["stages"]
-    if not isinstance(stages, dict) or not stages:
-        raise InputError(f"{path}: stages: no stage; add at least one table such as [stages.import]")
-    check_keys(stages, NEEDS, f"{path}: stages")
-    return Settings(
-        source=path,
-        base=base,
-        name=content["name"],
-        run=(base / Path(content["run"]).expanduser()).resolve(),
-        model=read_table(ModelSettings, content["model"], f"{path}: model", base),
-        slurm=read_table(SlurmSettings, content["slurm"], f"{path}: slurm", base),
-        environment=read_table(EnvironmentSettings, content["environment"], f"{path}: environment", base),
-        stages={
-            name: read_table(StageSettings, stages[name], f"{path}: stages.{name}", base)
-            for name in NEEDS
-            if name in stages
-        },
-    )
-
-
-def _checked(settings: Settings) -> Settings:
-    source, model = settings.source, settings.model
-
-    def need(condition: object, field: str, what: str) -> None:
-        if not condition:
-            raise InputError(f"{source}: {field}: {what}")
-
-    need(re.fullmatch(r"[\w.-]+", settings.name), "name", "use letters, digits, - _ . only")
-    need(settings.slurm.attempts >= 1, "slurm: attempts", "must be 1 or more")
-    need(settings.slurm.warning_seconds >= 1, "slurm: warning_seconds", "must be 1 or more")
-    stages = settings.stages
-    for name in ("search", "train"):
-        need(name not in stages or "import" in stages, "stages", f"{name} needs [stages.import]")
-    for name in ("export", "evaluate"):
-        need(name not in stages or "train" in stages, "stages", f"{name} needs [stages.train]")
-    if "train" in stages and "search" not in stages:
-        need(model.factors, "model: factors", "is missing; name a factor file, or add [stages.search]")
-    if "search" in stages:
-        need(not model.factors, "model: factors", "is given, and so is [stages.search]; leave one out")
-    for name in ("needles", "search"):
-        need(name not in stages or model.books, "model: books", f"is missing; the stage {name} reads them")
-    for name, stage in stages.items():
-        _check_stage(name, stage, need)
-    return settings
-
-
-def _check_stage(name: str, stage: StageSettings, need: Any) -> None:
-    where = f"stages.{name}"
-    need(_TIME.fullmatch(stage.time), f"{where}: time", f"{stage.time!r} is not one; write 12:00:00")
-    sizes = ("nodes", "cpus_per_process", "tensor_parallel", "pipeline_parallel", "context_parallel")
-    for field in sizes:
-        need(getattr(stage, field) >= 1, f"{where}: {field}", "must be 1 or more")
-    need(stage.gpus_per_node >= 0, f"{where}: gpus_per_node", "must be 0 or more")
-    need(stage.processes >= 1, f"{where}: processes_per_node", "must be 1 or more")
-    if name not in ("search", "train", "evaluate"):
-        need(stage.ranks == 1, f"{where}: nodes", "this stage is one process; leave out what makes it more")
-    split = stage.tensor_parallel * stage.pipeline_parallel * stage.context_parallel
-    need(
-        stage.ranks % split == 0,
-        f"{where}: nodes",
-        f"{stage.ranks} processes do not divide into tensor x pipeline x context parallel = {split}",
-    )
-    need(bool(stage.pools) <= (name == "train"), f"{where}: pools", "belongs into stages.train")
-    need(not stage.mix or name == "train", f"{where}: mix", "belongs into stages.train")
-    need(name != "train" or stage.mix or stage.pools, f"{where}: pools", "are missing, and so is a mix")
-    need(bool(stage.measures) == (name == "evaluate"), f"{where}: measures", "belongs into stages.evaluate")
-    for pool in stage.pools:
-        words = pool.split()
-        good = len(words) == 3 and words[0] in ("short", "long") and words[1].isdecimal()
-        need(good, f"{where}: pools", f"{pool!r} is not 'short|long WEIGHT PREFIX'")
-    for text in (stage.options, *stage.measures):
-        try:
-            shlex.split(text)
-        except ValueError as error:
-            need(False, f"{where}: options", f"{text!r}: {error}")
+def _line(error: Any) -> str:
+    """Pydantic's error as `table.key: what is wrong`."""
+    place = ".".join(map(str, error["loc"]))
+    what = str(error.get("ctx", {}).get("error") or error["msg"])
+    if error["type"] not in ("missing", "value_error"):
+        what += f", not {error['input']!r}"
+    return f"{place}: {what}" if place else what

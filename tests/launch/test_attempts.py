@@ -79,16 +79,13 @@ def test_records(run: Path) -> None:
     # Slurm took the node; nobody could write an end.
     assert begin(run, "train") == 2
     log(run, 2, 20)
-    verdict, code = end(run, "train", 2, status=0, warned=True)
-    assert (verdict.outcome, code) == ("again", 75)
+    assert end(run, "train", 2, status=0, warned=True) == 75
     assert begin(run, "train") == 3
     log(run, 3, 33)
-    verdict, code = end(run, "train", 3, status=137, warned=False)
-    assert (verdict.outcome, code) == ("again", 75)
+    assert end(run, "train", 3, status=137, warned=False) == 75
     assert begin(run, "train") == 4
     log(run, 4, 33)
-    verdict, code = end(run, "train", 4, status=137, warned=False)
-    assert (verdict.outcome, code) == ("stopped", 137)
+    assert end(run, "train", 4, status=137, warned=False) == 137
     report = read_json(run / "stages/train/report.json")
     assert [(one["ending"], one["step"]) for one in report["attempts"]] == [
         ("lost", 12),
@@ -117,7 +114,7 @@ def test_what_ended_the_ranks(
     begin(run, "search")
     for rank, own in ranks.items():
         (run / f"stages/search/attempt-1/rank-{rank}.status").write_text(f"{own}\n")
-    assert end(run, "search", 1, status=status, warned=warned)[1] == code
+    assert end(run, "search", 1, status=status, warned=warned) == code
     assert attempts(run / "stages/search")[0].ending == ending
 
 
@@ -134,8 +131,7 @@ def test_attempts_are_bounded_even_if_slurm_ends_each(run: Path, monkeypatch: py
 
 def test_only_training_ends_well_without_being_done(run: Path) -> None:
     begin(run, "search")
-    verdict, code = end(run, "search", 1, status=0, warned=True)
-    assert (verdict.outcome, code) == ("done", 0)
+    assert end(run, "search", 1, status=0, warned=True) == 0
 
 
 def test_progress(run: Path) -> None:
@@ -148,9 +144,7 @@ def test_progress(run: Path) -> None:
     assert progress(run, "train", 1) == 34
     assert progress(run, "search", 1) == 0
     (run / "search").mkdir()
-    race = [[[0, 1.5], [1, None]], [], [[0, 1.0]]]
-    state = {"cost": {"evaluations": 12, "steps": 0}, "race": race}
-    write_json(run / "search/state.json", {"state": state})
+    write_json(run / "search/state.json", {"state": {"cost": {"evaluations": 12, "steps": 3}}})
     assert progress(run, "search", 1) == 15
     for place in ("data/.web.shards/a", "data/.web.shards/b", ".data.shards/c"):
         (run / place).mkdir(parents=True)

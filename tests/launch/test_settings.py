@@ -1,4 +1,4 @@
-"""A settings file is right, or is refused with the key and the mend."""
+"""A settings file is right, or is refused with the key and the fix."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_the_example_explains_every_key() -> None:
     assert list(settings.stages) == list(NEEDS)
     text = (ROOT / "slurm/example.toml").read_text()
     for part in (settings.model, settings.slurm, settings.environment, settings.stages["train"]):
-        for key in vars(part):
+        for key in type(part).model_fields:
             assert key in text, key
 
 
@@ -31,26 +31,26 @@ def test_the_example_explains_every_key() -> None:
         ("target_length", "target_lenght", "model: target_lenght: unknown key; did you mean target_length?"),
         ("[stages.train]", "[stages.trian]", "stages: trian: unknown key; did you mean train?"),
         ("attempts = 4", "zzz = 4", "slurm: zzz: unknown key; known are partition, account, options"),
-        ("target_length = 512\n", "", "model: target_length: is missing"),
-        ('name = "tiny"\n', "", "name: is missing"),
-        ("512\n", '"512"\n', "model: target_length: '512' is not a whole number"),
-        ('"tiny"\nattempts', "true\nattempts", "slurm: partition: True is not a string"),
+        ("target_length = 512\n", "", "model.target_length: Field required"),
+        ('name = "tiny"\n', "", "name: Field required"),
+        ("512\n", '"512"\n', "model.target_length: Input should be a valid integer, not '512'"),
+        ('"tiny"\nattempts', "true\nattempts", "slurm.partition: Input should be a valid string, not True"),
         ("[slurm]", "[slurm", "not valid TOML"),
-        ('time = "1-00:00:00"', 'time = "a day"', "stages.train: time: 'a day' is not one; write 12:00:00"),
-        ("nodes = 2", "nodes = 0", "stages.train: nodes: must be 1 or more"),
+        ('time = "1-00:00:00"', 'time = "a day"', "stages.train.time: 'a day' is not of the form 12:00:00"),
+        ("nodes = 2", "nodes = 0", "stages.train.nodes: Input should be greater than or equal to 1, not 0"),
         ("context_parallel = 2", "context_parallel = 3", "8 processes do not divide into"),
         (
             "[stages.import]\n",
             "[stages.import]\nnodes = 2\n",
-            "stages.import: nodes: this stage is one process",
+            "stages.import.nodes: this stage is a single process",
         ),
-        ("[stages.import]\n", '[stages.import]\npools = ["a"]\n', "pools: belongs into stages.train"),
-        ('pools = ["short 3 {run}/data/short", "long 7 {here}/long"]\n', "", "pools: are missing, and so is"),
-        ("short 3 ", "shrt 3 ", "is not 'short|long WEIGHT PREFIX'"),
-        ("--lr 1e-3", "--lr '1e-3", "stages.train: options: "),
-        ('[stages.search]\ntime = "10:00"', "", "model: factors: is missing; name a factor file"),
-        ('books = "', 'factors = "f.json"\nbooks = "', "leave one out"),
-        ('[stages.import]\ntime = "10:00"', "", "stages: search needs [stages.import]"),
+        ("[stages.import]\n", '[stages.import]\npools = ["long 1 a"]\n', "stages.import.pools: belongs in [stages.train]"),
+        ('pools = ["short 3 {run}/data/short", "long 7 {here}/long"]\n', "", "stages.train.pools: is missing, and so is mix"),
+        ("short 3 ", "shrt 3 ", "stages.train.pools.0: 'shrt 3 {run}/data/short' is not of the form 'short|long"),
+        ("--lr 1e-3", "--lr '1e-3", "stages.train.options: No closing quotation"),
+        ('[stages.search]\ntime = "10:00"', "", "model.factors: is missing; name a factor file"),
+        ('books = "', 'factors = "f.json"\nbooks = "', "model.factors: is given, and so is [stages.search]"),
+        ('[stages.import]\ntime = "10:00"', "", "stages: search and train need [stages.import]"),
     ],
 )
 def test_refused(write: Write, old: str, new: str, message: str) -> None:
@@ -60,3 +60,12 @@ def test_refused(write: Write, old: str, new: str, message: str) -> None:
     assert str(error.value).startswith(f"{file}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_at_once(write: Write) -> None:
+    file = write(("attempts = 4", "attempts = 0"), ("target_length", "target_lenght"))
+    with pytest.raises(InputError) as error:
+        load_settings(file)
+    first, second = str(error.value).split("\nerror: ")
+    assert first.startswith(f"{file}: model: target_lenght: unknown key")
+    assert second.startswith(f"{file}: slurm.attempts: ")

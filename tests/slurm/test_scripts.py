@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longrope2.launch.settings import NEEDS
 from tests.distributed.launch import ROOT
 
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
-
-
-def test_a_script_for_each_stage() -> None:
-    assert {path.stem for path in SCRIPTS if path.suffix == ".sbatch"} == set(NEEDS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -34,4 +29,4 @@ def test_shellcheck() -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_the_cluster_is_in_the_settings_alone(script: Path) -> None:
     directives = re.findall(r"^#SBATCH --([\w-]+)", script.read_text(), re.MULTILINE)
-    assert set(directives) <= {"job-name", "requeue", "open-mode"}
+    assert set(directives) <= {"requeue", "open-mode"}

@@ -1,0 +1,16 @@
+"""`python -m megatron_longrope2.launch COMMAND`: what slurm/stage.sbatch runs before and after a stage."""
+
+from cyclopts import App
+
+from megatron_longrope2.errors import run_main
+from megatron_longrope2.launch.attempts import begin, end
+from megatron_longrope2.launch.preflight import preflight
+
+app = App(
+    name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero"
+)
+for command in (begin, preflight, end):
+    app.command(command)
+
+if __name__ == "__main__":
+    run_main(app)
