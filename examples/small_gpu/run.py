@@ -3,34 +3,33 @@
     python -m examples.small_gpu.run
 
 Pre-trains the base, finds or makes each method's factors, gives each the same mid-training and measures all
-of them before and after it. Every stage is a command; a run that was cut off goes on where it was. See
+of them before and after it. Every stage is a command; a run that was cut off continues where it was. See
 README.md beside this file.
 """
 
-import argparse
 import importlib.util
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from cyclopts import App
 
-from examples.tiny_cpu.stages import ROOT, Stage, run_stages, save_settings
+from examples.tiny_cpu.stages import ROOT, Stage, longrope2, run_stages, save_settings
 from megatron_longrope2.errors import run_main
 from megatron_longrope2.files import write_json
+from megatron_longrope2.provenance import device_name, versions
 
 BOOKS = "examples/tiny_cpu/books"
 CLOSED_FORM: dict[str, tuple[str, ...]] = {"pi": (), "ntk": (), "yarn": ("--attention-factor",)}
-"""Methods, with their options of `longrope2-factors make`."""
+"""Methods, with their options for `longrope2 factors make`."""
 SEARCHES: dict[str, tuple[str, ...]] = {
     "longrope": ("--objective", "document", "--search-dims", "all"),
     "longrope2": (),
     "learned": ("--algorithm", "gradient", "--no-recompute"),
 }
-"""Methods, with their options of `longrope2-search`."""
+"""Methods, with their options for `longrope2 search`."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ class Recipe:
     """All settings. The defaults are meant for at most 25 minutes of an H100; `QUICK` is for the tests.
 
     Attributes:
-        methods: which are compared, of `CLOSED_FORM` and `SEARCHES`.
-        pretrain_steps, pretrain_tokens, pretrain_rate: of the base's training; tokens of a step.
-        steps, global_batch_size, rate: of each method's mid-training; segments of a step.
+        methods: the methods that are compared; keys of `CLOSED_FORM` and `SEARCHES`.
+        pretrain_steps, pretrain_tokens, pretrain_rate: the base's training; tokens of a step.
+        steps, global_batch_size, rate: each method's mid-training; segments of a step.
         needle_documents: training needles of mid-training, at all doublings up to the target length.
-        learning_steps: of the gradient search.
-        depths, repetitions: of the needle grid, at each length.
-        ruler_samples: of each task, at the original and the target length.
+        learning_steps: steps of the gradient search.
+        depths, repetitions: the needle grid at each length.
+        ruler_samples: samples of each task, at the original and the target length.
     """
 
     original_length: int = 512
@@ -105,33 +104,37 @@ QUICK = Recipe(
 )
 
 
-def main() -> None:
-    run_main(_main)
+app = App(help=__doc__, help_format="plaintext")
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/small_gpu"), help="the run's folder")
-    parser.add_argument(
-        "--results", type=Path, help="folder for what is worth keeping; default: results in the run's folder"
-    )
-    parser.add_argument("--books", default=BOOKS, help=f"texts in train/ and held_out/; default: {BOOKS}")
-    parser.add_argument("--quick", action="store_true", help="run every stage, but on next to nothing")
-    arguments = parser.parse_args()
-    recipe = QUICK if arguments.quick else Recipe()
-    folder = _short(arguments.output)
-    settings = {**asdict(recipe), "books": arguments.books}
+@app.default
+def main(
+    *,
+    output: Path = Path("runs/small_gpu"),
+    results: Path | None = None,
+    books: str = BOOKS,
+    quick: bool = False,
+) -> None:
+    """Run the experiment.
+
+    Args:
+        output: The run's folder.
+        results: The folder for what is worth keeping. By default it is `results` in the run's folder.
+        books: The folder of the texts, in train/ and held_out/.
+        quick: Run every stage, but on next to nothing.
+    """
+    recipe = QUICK if quick else Recipe()
+    folder = _short(output)
+    settings = {**asdict(recipe), "books": books}
     save_settings(ROOT / folder, settings)
-    rows = run_stages(stages(recipe, folder, arguments.books), ROOT / folder)
-    results = arguments.results or ROOT / folder / "results"
+    rows = run_stages(stages(recipe, folder, books), ROOT / folder)
+    results = results or ROOT / folder / "results"
     collect(recipe, ROOT / folder, results, {"settings": settings, "stages": rows})
     print((ROOT / folder / "after" / "report.md").read_text(), results, sep="\n")
 
 
 def _short(path: Path) -> Path:
-    """Relative to the repository, where commands run, if it is inside: results name no other folder."""
+    """A path inside the repository relative to it, so that results name no folder of this machine."""
     whole = path.resolve()
     return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
@@ -150,30 +153,30 @@ def stages(recipe: Recipe, folder: Path, books: str) -> list[Stage]:
         "tokens-per-step": recipe.pretrain_tokens,
         "learning-rate": recipe.pretrain_rate,
     }
+    pretraining = (
+        *("examples/tiny_cpu/pretrain_base.py", "--books", books, "--output", folder / "hf"),
+        *(word for name, value in sizes.items() for word in (f"--{name}", value)),
+    )
     made = [
-        _stage(
-            "pretrain",
-            *("examples/tiny_cpu/pretrain_base.py", "--books", books, "--output", folder / "hf"),
-            *(word for name, value in sizes.items() for word in (f"--{name}", value)),
-            outputs=(folder / "hf",),
-        ),
-        _stage(
-            "import",
-            *("tools/convert_hf_to_megatron.py", "--hf-dir", folder / "hf", "--save-dir", base),
-            outputs=(base,),
-        ),
+        Stage("pretrain", tuple(map(str, pretraining)), outputs=(ROOT / folder / "hf",)),
+        _stage("import", "--hf-dir", folder / "hf", "--save-dir", base, outputs=(base,)),
         _stage(
             "preprocess",
-            *("tools/preprocess_data.py", "--input", train, "--tokenizer", folder / "hf", "--add-bos"),
+            *("--input", train, "--tokenizer", folder / "hf", "--add-bos"),
             *("--original-length", recipe.original_length, "--cut-long-documents"),
             *("--output", folder / "data"),
             outputs=(folder / "data",),
         ),
         _stage(
             "needles",
-            *("tools/make_needles.py", "--books", train, "--tokenizer", folder / "hf", "--keys", "train"),
-            *("--length", *recipe.lengths[1:], "--samples", recipe.needle_documents, "--seed", 7),
-            *("--needle-depths", *(f"{i / 16:g}" for i in range(16)), "--pool", folder / "needles" / "train"),
+            *("--books", train, "--tokenizer", folder / "hf", "--keys", "train"),
+            *("--lengths", *recipe.lengths[1:], "--samples", recipe.needle_documents, "--seed", 7),
+            *(
+                "--needle-depths",
+                *(f"{i / 16:g}" for i in range(16)),
+                "--output",
+                folder / "needles" / "train",
+            ),
         ),
     ]
     made += [_find_factors(method, recipe, folder, train) for method in recipe.methods]
@@ -185,8 +188,10 @@ def stages(recipe: Recipe, folder: Path, books: str) -> list[Stage]:
     return made
 
 
-def _stage(name: str, *command: object, outputs: tuple[Path, ...] = ()) -> Stage:
-    return Stage(name, tuple(map(str, command)), outputs=tuple(ROOT / output for output in outputs))
+def _stage(verb: str, *words: object, of: str = "", outputs: tuple[Path, ...] = ()) -> Stage:
+    """`longrope2 VERB WORDS` as the stage VERB-OF."""
+    name = f"{verb}-{of}" if of else verb
+    return Stage(name, longrope2(verb, *words), outputs=tuple(ROOT / output for output in outputs))
 
 
 def _factors(method: str, folder: Path) -> Path:
@@ -196,20 +201,22 @@ def _factors(method: str, folder: Path) -> Path:
 def _find_factors(method: str, recipe: Recipe, folder: Path, books: str) -> Stage:
     if method in CLOSED_FORM:
         return _stage(
-            f"factors-{method}",
-            *("tools/rescale_rope.py", "make", "--method", method, "--hf-dir", folder / "hf"),
+            "factors",
+            *("make", "--method", method, "--hf-dir", folder / "hf"),
             *("--target-length", recipe.target_length, "--output", _factors(method, folder)),
             *CLOSED_FORM[method],
+            of=method,
         )
     return _stage(
-        f"factors-{method}",
-        *("tools/search_factors.py", "--load", folder / "base", "--books", books, "--held-out-samples", 0),
+        "search",
+        *("--load", folder / "base", "--books", books, "--held-out-samples", 0),
         *("--target-length", recipe.target_length, "--samples", recipe.search_samples),
         *("--needle-depths", *(f"{i / 8:g}" for i in range(8))),
         *("--population", recipe.population, "--iterations", recipe.iterations),
         *("--steps", recipe.learning_steps, "--output", _factors(method, folder).parent),
         *(("--bf16",) if torch.cuda.is_available() else ()),
         *SEARCHES[method],
+        of=method,
     )
 
 
@@ -217,8 +224,8 @@ def _train(method: str, recipe: Recipe, folder: Path) -> Stage:
     """The demo's mixture: short text 2, long text 1, needles 2."""
     data, needles = folder / "data", folder / "needles" / "train"
     return _stage(
-        f"train-{method}",
-        *("-m", "megatron_longrope2.pretrain", "--pretrained-checkpoint", folder / "base"),
+        "train",
+        *("--pretrained-checkpoint", folder / "base"),
         *("--load", folder / method, "--save", folder / method, "--save-interval", 100),
         *("--rope-factors", _factors(method, folder), "--seq-length", recipe.target_length),
         *("--micro-batch-size", 1, "--global-batch-size", recipe.global_batch_size),
@@ -230,16 +237,17 @@ def _train(method: str, recipe: Recipe, folder: Path) -> Stage:
         # Fused RoPE cannot apply YaRN's attention factor; the same kernels for all.
         *("--bf16", "--no-rope-fusion"),
         *(() if importlib.util.find_spec("transformer_engine") else ("--transformer-impl", "local")),
+        of=method,
     )
 
 
 def _compare(name: str, candidates: list[str], recipe: Recipe, folder: Path, books: str) -> Stage:
-    """Of the base as it was, and the candidates; RULER after training only, for it takes the longest."""
+    """Measure the base as it was and the candidates; RULER, which takes longest, only after training."""
     ruler = name == "after" and recipe.ruler_tasks
     ends = recipe.lengths[0], recipe.lengths[-1]
     return _stage(
-        f"measure-{name}",
-        *("tools/evaluate.py", "compare", f"none={folder / 'base'}", *candidates),
+        "evaluate",
+        *("compare", f"none={folder / 'base'}", *candidates),
         *("--baseline", "none", "--reference", "longrope2", "--output", folder / name),
         *("--books", f"{books}/held_out", "--lengths", *recipe.lengths, "--depths", recipe.depths),
         *("--repetitions", recipe.repetitions, "--short-texts", recipe.short_texts),
@@ -248,6 +256,7 @@ def _compare(name: str, candidates: list[str], recipe: Recipe, folder: Path, boo
         *(("--ruler-tasks", *recipe.ruler_tasks, "--ruler-lengths", *ends) if ruler else ()),
         *(("--ruler-samples", recipe.ruler_samples) if ruler else ()),
         *(("--dtype", "bfloat16") if torch.cuda.is_available() else ()),
+        of=name,
     )
 
 
@@ -261,14 +270,9 @@ def collect(recipe: Recipe, folder: Path, results: Path, about: dict[str, object
     for method in recipe.methods:
         shutil.copy(_factors(method, folder), results / "factors" / f"{method}.json")
     shutil.copy(folder / "hf" / "pretrain_base.log", results)
-    gpu = torch.cuda.is_available()
-    about |= {
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("megatron-core", "torch", "transformers")},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    about |= {"device": device_name(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
     write_json(results / "run.json", about)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(app)

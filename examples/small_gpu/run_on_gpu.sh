@@ -1,22 +1,22 @@
 #!/bin/bash
-# All that waits for a GPU, on a machine with one: the tests, the benchmarks, the experiment (docs/gpu.md).
+# Everything that needs a GPU, on a machine with one: the tests, the benchmarks and the experiment (docs/gpu.md).
 #
 #   examples/small_gpu/run_on_gpu.sh [tests] [benchmarks] [experiment]      all three, if none is named
 #
-# What is done is not done again, and an experiment that was cut off goes on: run it again until it says "all done".
+# What is done is not done again, and an experiment that was cut off continues: run this until it says "all done".
 #   PYTHON      interpreter with the package's requirements (default: .venv/bin/python, else python3)
-#   MINUTES     stop after so many, for jobs with a time limit (default: no limit)
+#   MINUTES     stop after this many minutes, for jobs with a time limit (default: no limit)
 #   BENCHMARKS  where tests and benchmarks leave their results (default: benchmarks/results/NAME-OF-THE-GPU)
 #   RESULTS     where the experiment leaves its results (default: examples/small_gpu/results)
 #   RUN         working folder of the experiment (default: runs/small_gpu)
-#   LAYERS      of the throughput benchmark (default: as many as fit, 16 on an H200: eight minutes)
-#   SMALL       not empty: tiny sizes on whatever device is there, a test of this script
+#   LAYERS      layers in the throughput benchmark (default: as many as fit, 16 on an H200: eight minutes)
+#   SMALL       if not empty, use tiny sizes on whatever device is there: a test of this script
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 if [[ ${MINUTES:-} && ! ${LIMITED:-} ]]; then
-    # An interrupt, so that the stage that runs can end in order.
+    # An interrupt lets the running stage end in order.
     LIMITED=1 exec timeout --signal=INT --kill-after=20 "${MINUTES}m" "$0" "$@"
 fi
 : "${PYTHON:=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}"
@@ -79,7 +79,7 @@ for part in "${parts[@]}"; do
     esac
 done
 if ((failed)); then
-    echo "error: some of it failed, see above" >&2
+    echo "error: something failed, see above" >&2
     exit 1
 fi
 echo "all done: $BENCHMARKS, $RESULTS"

@@ -3,18 +3,18 @@
     OMP_NUM_THREADS=1 python examples/tiny_cpu/pretrain_base.py --output runs/tiny_cpu/base
 
 It stands in for a model from elsewhere, so it is plain transformers and knows nothing of Megatron. Options
-make a larger one, on a GPU in bf16 where there is one.
+make a larger model; where there is a GPU, it trains there, in bf16.
 """
 
-import argparse
 import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cyclopts import App, Parameter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
@@ -30,9 +30,23 @@ HERE = Path(__file__).parent
 WARM_UP_SHARE = 0.15
 
 
-@dataclass(frozen=True)
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The model and its training; the defaults are the example's base."""
+    """The model and its training; the defaults are the example's base.
+
+    Attributes:
+        original_length: The window, in tokens.
+        vocabulary: The entries of the tokenizer.
+        layers: The layers of the model.
+        hidden_size: The width of the model.
+        intermediate_size: The width of the MLPs.
+        heads: The attention heads, of 64 each.
+        steps: The optimizer steps.
+        tokens_per_step: The tokens of an optimizer step.
+        learning_rate: The highest learning rate.
+        seed: The seed of weights, text and needles.
+    """
 
     original_length: int = 256
     vocabulary: int = 1024
@@ -46,7 +60,7 @@ class Settings:
     seed: int = 0
 
     def length(self, step: int) -> int:
-        """Tokens of a row: shorter ones at first."""
+        """The tokens of a row: fewer at first."""
         return 3 * self.original_length // 8 if step <= WARM_UP_SHARE * self.steps else self.original_length
 
 
@@ -88,7 +102,7 @@ def make_tokenizer(books: list[Book], settings: Settings) -> PreTrainedTokenizer
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> LlamaForCausalLM:
-    """A Llama with heads of 64 and tied embeddings; of 0.9 M parameters with the defaults."""
+    """A Llama with heads of 64 and tied embeddings; 0.9 M parameters with the defaults."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -107,20 +121,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> LlamaF
     )
 
 
-HELP = {
-    "original_length": "window, tokens",
-    "vocabulary": "entries of the tokenizer",
-    "layers": "of the model",
-    "hidden_size": "of the model",
-    "intermediate_size": "of the MLPs",
-    "heads": "of 64 each",
-    "steps": "optimizer steps",
-    "tokens_per_step": "tokens of an optimizer step",
-    "learning_rate": "the highest",
-    "seed": "of weights, text and needles",
-}
-
-
 class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     """Training batches: half of the rows are slices of the books, half are needle questions."""
 
@@ -137,7 +137,7 @@ class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         self.drawn = 0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One a step."""
+        """One batch per step."""
         for step in range(1, self.settings.steps + 1):
             yield self.batch(self.settings.length(step))
 
@@ -162,7 +162,7 @@ class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, constant to the half, then linear to 1 %."""
+    """Warm-up over 100 steps, constant until half of the steps are done, then linear to 1 %."""
     decay = max(0.0, (step - steps / 2) / (steps / 2))
     return min(1.0, (step + 1) / 100) * (1 - 0.99 * decay)
 
@@ -177,7 +177,7 @@ def train(model: LlamaForCausalLM, rows: Rows) -> Iterator[str]:
         optimizer, lambda step: learning_rate_share(step, settings.steps)
     )
     begin = time.monotonic()
-    # A GPU would wait for the tokenizer.
+    # A process of its own makes the batches, or a GPU would wait for the tokenizer.
     batches = DataLoader(rows, batch_size=None, num_workers=0 if where.type == "cpu" else 1)
     bar = tqdm(enumerate(batches, start=1), total=settings.steps, desc="pre-training", unit="step")
     for step, batch in bar:
@@ -231,38 +231,33 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books:
     )
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the Hugging Face model to make")
-    parser.add_argument("--books", type=Path, default=HERE / "books", help="folder with train/ and held_out/")
-    for field in fields(Settings):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            help=HELP[field.name],
-        )
-    arguments = parser.parse_args()
-    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+app = App(help=__doc__, help_format="plaintext")
 
+
+@app.default
+def main(*, output: Path, books: Path = HERE / "books", settings: Settings = Settings()) -> None:
+    """Make the tokenizer, pre-train the model and save both.
+
+    Args:
+        output: The folder of the Hugging Face model to make.
+        books: The folder of the texts, in train/ and held_out/.
+    """
     torch.manual_seed(settings.seed)
-    books = read_books(arguments.books / "train")
-    tokenizer = make_tokenizer(books, settings)
+    texts = read_books(books / "train")
+    tokenizer = make_tokenizer(texts, settings)
     model = make_model(tokenizer, settings).to("cuda" if torch.cuda.is_available() else "cpu")
     log = [f"seed {settings.seed}, {settings.steps} steps, {model.num_parameters():,} parameters"]
-    for line in train(model, Rows(tokenizer, books, settings)):
+    for line in train(model, Rows(tokenizer, texts, settings)):
         log.append(line)
         print(line, flush=True)
-    log.append(evaluate(model, tokenizer, read_books(arguments.books / "held_out")))
+    log.append(evaluate(model, tokenizer, read_books(books / "held_out")))
     print(log[-1])
 
-    with replacing(arguments.output) as partial:
+    with replacing(output) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "pretrain_base.log").write_text("\n".join(log) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    run_main(_main)
+    run_main(app)

@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from megatron_longrope2.evaluation.needle_grid import NeedleGrid, compare_needle
 from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.plots import plot_needles, plot_short_against_long
 from megatron_longrope2.files import read_json, write_json, write_text
+from megatron_longrope2.provenance import device_name, versions
 from megatron_longrope2.rope import critical_dim, load_factors
 from megatron_longrope2.rope.plots import plot_factors
 from megatron_longrope2.statistics import Estimate
+from megatron_longrope2.tables import markdown_table
 
 FOUND = ("longrope2", "learned")
 TITLES = {
@@ -32,7 +33,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of one candidate; short texts are of the original length, long ones of the target."""
+    """What was measured of a candidate; short texts have the original length, long ones the target length."""
 
     needles: NeedleGrid
     short_text: Perplexity
@@ -40,7 +41,7 @@ class Scores:
 
     @classmethod
     def read(cls, folder: Path) -> "Scores":
-        """From the records of `longrope2-evaluate compare`."""
+        """Read the records of `longrope2 evaluate compare`."""
         needles, texts = (read_json(folder / f"{kind}.json")["result"] for kind in ("needle", "perplexity"))
         short, buckets = texts["short"], texts["positions"]
         nll, tokens = (
@@ -76,10 +77,10 @@ def write_report(
     """Write the report's files into the run's folder and return the table for the screen.
 
     Args:
-        folder: the run's.
-        original, target: lengths, tokens.
-        untrained, trainings: names, of factors under the base and of trained models.
-        stages: {name, seconds} of each.
+        folder: the run's folder.
+        original, target: the two lengths, in tokens.
+        untrained, trainings: the names of the base's factors, and of the trained models.
+        stages: {name, seconds} of each stage.
     """
     before = {name: Scores.read(folder / "measured" / name) for name in untrained}
     after = {name: Scores.read(folder / "measured" / f"trained-{name}") for name in trainings}
@@ -111,8 +112,8 @@ def write_report(
             "path": str(folder / "hf"),
             **_logit_differences(folder / "verify.json", original, target),
         },
-        "versions": {name: version(name) for name in ("megatron-core", "torch", "transformers")},
-        "machine": {"processor": platform.processor() or platform.machine(), "system": platform.platform()},
+        "versions": versions(),
+        "machine": {"device": device_name(), "system": platform.platform()},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     write_json(folder / "report.json", report)
@@ -139,7 +140,7 @@ def write_report(
 
 
 def _comparisons(scores: dict[str, Scores], ours: str, target: int) -> dict[str, dict[str, float]]:
-    """`ours` minus each closed-form method, and for learned factors minus the search's."""
+    """`ours` minus each closed-form method, and for learned factors also minus LongRoPE2's."""
     others = [name for name in scores if name != ours and (name != "learned" or ours == "learned")]
     return {name: _needle_difference(scores[ours], scores[name], target) for name in others}
 
@@ -172,24 +173,19 @@ def _point(row: dict[str, float]) -> tuple[float, float]:
 
 def _markdown(report: dict[str, Any]) -> str:
     original, target = report["original_length"], report["target_length"]
-    lengths = " / ".join(map(str, report["base"]["needle_accuracy"]))
-    header = (
-        f"| | needle perplexity at {target} | needle accuracy, %, at {lengths} "
-        f"| text perplexity at {original} | text perplexity at {target} |\n|---|---|---|---|---|"
-    )
     ours, learned = report["comparisons"], report["learned_comparisons"]
-    comparisons = "\n".join(
-        f"| {TITLES[name]} | {_interval(ours.get(name))} | {_interval(row)} |"
-        for name, row in learned.items()
-    )
     worse = [
         TITLES[name] for name, row in report["comparisons"].items() if row["delta_nll"] - row["ci95"] > 0
     ]
     verdict = (
         f"significantly worse than {', '.join(worse)}" if worse else "significantly worse than none of them"
     )
+    comparisons = [(TITLES[name], _interval(ours.get(name)), _interval(row)) for name, row in learned.items()]
     export, gain = report["hf_export"], report["learned_minus_longrope2"]
-    stages = "\n".join(f"| {row['name']} | {row['seconds']} |" for row in report["stages"])
+    gains = [
+        (title, _interval(gain["before"][key]), _interval(gain["after"][key]))
+        for key, title in (("needles", "needles' answers"), ("long_text", "long text"))
+    ]
     return f"""# LongRoPE2 on a tiny Llama: {original} -> {target} tokens
 
 Needles and texts are from books and keys that neither training nor the search saw. Critical dimension:
@@ -197,36 +193,29 @@ Needles and texts are from books and keys that neither training nor the search s
 
 ## Before training
 
-{header}
-{_rows(report["methods"])}
+{_scores(report["methods"], original, target)}
 
-LongRoPE2, and the factors learned by gradient, minus each method: held-out needles at {target} tokens, nats
-per answer token (paired, 95 % interval; positive is worse):
+How LongRoPE2 and the factors learned by gradient differ from each method on held-out needles of {target}
+tokens, in nats per answer token (paired, with 95 % intervals; positive is worse):
 
-| | LongRoPE2 | learned |
-|---|---|---|
-{comparisons}
+{markdown_table(["", "LongRoPE2", "learned"], comparisons)}
 
 LongRoPE2 is {verdict}.
 
 ## After training
 
-{header}
-{_rows(report["trained"])}
+{_scores(report["trained"], original, target)}
 
-Short window kept (base text perplexity / trained, original RoPE): {report["short_retention"]:.4f} with
-LongRoPE2's factors, {report["learned_short_retention"]:.4f} with learned ones; by the control that trained on
-short windows only: {report["control_retention"]:.4f}.
+How well the short window is kept (text perplexity of the base / of the trained model, both with the original
+RoPE): {report["short_retention"]:.4f} with LongRoPE2's factors, {report["learned_short_retention"]:.4f} with
+learned ones, {report["control_retention"]:.4f} for the control that trained on short windows only.
 
-Learned factors minus LongRoPE2's at {target} tokens, nats per token (paired, 95 % interval; negative is
-better):
+How learned factors differ from LongRoPE2's at {target} tokens, in nats per token (paired, with 95 %
+intervals; negative is better):
 
-| | before training | after |
-|---|---|---|
-| needles' answers | {_interval(gain["before"]["needles"])} | {_interval(gain["after"]["needles"])} |
-| long text | {_interval(gain["before"]["long_text"])} | {_interval(gain["after"]["long_text"])} |
+{markdown_table(["", "before training", "after"], gains)}
 
-What mixed windows protect, after {report["ablation_steps"]} steps on text only: needle accuracy at
+What mixed windows protect: after {report["ablation_steps"]} steps on text only, the needle accuracy at
 {original} tokens is
 {report["trained"]["mixed_text"]["needle_accuracy_original"]:.0%} with mixed windows and
 {report["trained"]["single_window"]["needle_accuracy_original"]:.0%} with the rescaled RoPE on everything.
@@ -240,9 +229,7 @@ What mixed windows protect, after {report["ablation_steps"]} steps on text only:
 
 {report["seconds"]:.0f} s in all.
 
-| stage | seconds |
-|---|---|
-{stages}
+{markdown_table(["stage", "seconds"], [(row["name"], row["seconds"]) for row in report["stages"]])}
 """
 
 
@@ -250,10 +237,23 @@ def _interval(row: dict[str, float] | None) -> str:
     return "" if row is None else f"{row['delta_nll']:+.3f} ± {row['ci95']:.3f}"
 
 
-def _rows(table: dict[str, dict[str, float]]) -> str:
-    return "\n".join(
-        f"| {TITLES[name]} | {row['needle_ppl_target']:.3f} "
-        f"| {' / '.join(f'{100 * one:.0f}' for one in row['needle_accuracy'].values())} "
-        f"| {row['short_ppl']:.2f} | {row['long_ppl']:.2f} |"
+def _scores(table: dict[str, dict[str, Any]], original: int, target: int) -> str:
+    lengths = " / ".join(map(str, table["longrope2"]["needle_accuracy"]))
+    header = [
+        "",
+        f"needle perplexity at {target}",
+        f"needle accuracy, %, at {lengths}",
+        f"text perplexity at {original}",
+        f"text perplexity at {target}",
+    ]
+    rows = [
+        (
+            TITLES[name],
+            f"{row['needle_ppl_target']:.3f}",
+            " / ".join(f"{100 * one:.0f}" for one in row["needle_accuracy"].values()),
+            f"{row['short_ppl']:.2f}",
+            f"{row['long_ppl']:.2f}",
+        )
         for name, row in table.items()
-    )
+    ]
+    return markdown_table(header, rows)

@@ -47,10 +47,10 @@ def test_every_method_gets_the_same_training() -> None:
         for method in recipe.methods
     }
     assert len(trainings) == 1
-    for name in ("measure-before", "measure-after"):
+    for name in ("evaluate-before", "evaluate-after"):
         shown = [word.partition("=")[0] for word in commands[name] if "=" in word]
         assert shown == ["none", *CLOSED_FORM, *SEARCHES]
-    assert "--ruler-tasks" in commands["measure-after"]
+    assert "--ruler-tasks" in commands["evaluate-after"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: it would run")
