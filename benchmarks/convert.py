@@ -22,8 +22,10 @@ from transformers import LlamaConfig
 from benchmarks.measuring import Measurement
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
-from megatron_longrope2.checkpoint.hf_files import TensorSpec, write_safetensors
+from megatron_longrope2.checkpoint.hf_files import write_safetensors
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.mapping import TensorSpec
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 
 _EMBEDDINGS_GB, _LAYER_GB = 0.262, 0.088
 
@@ -83,12 +85,12 @@ def measure(settings: Settings) -> Measurement:
     with TemporaryDirectory(dir=settings.folder) as name:
         hf, megatron, scratch = (Path(name) / part for part in ("hf", "megatron", "scratch"))
         size = write_random_model(hf, settings.gigabytes)
-        import_hf(hf, megatron)
+        import_hf(ImportSettings(hf, megatron))
         work: dict[str, Callable[[], object]] = {
             "copy_hf": lambda: shutil.copytree(hf, scratch),
-            "import": lambda: import_hf(hf, scratch),
+            "import": lambda: import_hf(ImportSettings(hf, scratch)),
             "copy_megatron": lambda: shutil.copytree(megatron, scratch),
-            "export": lambda: export_hf(megatron, scratch),
+            "export": lambda: export_hf(ExportSettings(megatron, scratch)),
         }
         rounds = [
             {name: _seconds(job, hf, scratch) for name, job in work.items()} for _ in range(settings.repeats)

@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 OTHERS_WAIT = 30.0
 """Seconds that the other processes of a machine leave its first one to say what is wrong."""
@@ -11,6 +12,20 @@ OTHERS_WAIT = 30.0
 
 class InputError(Exception):
     """Bad input: one line that names the file, the field and the fix."""
+
+
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put the name of what is read, a file's for example, before the errors that are raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's exception says."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def run_main(main: Callable[[], None]) -> None:

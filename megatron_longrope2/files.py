@@ -38,6 +38,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def check_space(folder: str | Path, needed_bytes: int) -> None:
+    """Refuse before the work what could not be written.
+
+    Raises:
+        InputError: the file system of `folder` (or of its nearest parent that exists) has less free space.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{folder}: needs {needed_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; choose another place"
+        )
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file whole."""
     with replacing(path) as partial:
@@ -49,6 +65,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        InputError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
@@ -56,9 +86,7 @@ def read_json(path: str | Path) -> Any:
         InputError: it is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
 

@@ -1,11 +1,15 @@
-"""What both directions of a conversion share: the table that they return, and checks."""
+"""What both directions of a conversion share: the table that they return, and what they check."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megatron_longrope2.checkpoint.mapping import Shape
+from megatron_longrope2.checkpoint.mapping import Shape, TensorSpec
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.tables import text_table
 
 _CACHED = 1 << 17
 # Dtype: integers of its width, signed and unsigned, and the bits of its infinity without and with a sign.
@@ -18,17 +22,23 @@ _INFINITIES = {
 TOKENIZER = "tokenizer"
 """Folder in a Megatron checkpoint that holds everything of the Hugging Face folder but the weights."""
 
-DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the mapping table of a conversion."""
+class Row(TensorSpec):
+    """A Megatron parameter and the Hugging Face names that it corresponds to."""
 
-    megatron: str
-    shape: Shape
-    dtype: torch.dtype
     hf: tuple[str, ...]
+
+
+def mapping_table(rows: list[Row]) -> str:
+    """The mapping table, one Megatron parameter a line."""
+    cells = [(row.name, list(row.shape), dtype_name(row.dtype), " + ".join(row.hf)) for row in rows]
+    return text_table(("Megatron", "shape", "dtype", "Hugging Face"), cells, left=4)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" and the like."""
+    return str(dtype).removeprefix("torch.")
 
 
 def dtype_option(name: str) -> torch.dtype | None:
@@ -36,24 +46,26 @@ def dtype_option(name: str) -> torch.dtype | None:
     return None if name == "auto" else getattr(torch, name)
 
 
-def table(rows: list[Row]) -> str:
-    """The mapping table, one Megatron parameter a line."""
-    lines = [("Megatron", "shape", "dtype", "Hugging Face")]
-    for row in rows:
-        dtype = str(row.dtype).removeprefix("torch.")
-        lines.append((row.megatron, str(list(row.shape)), dtype, " + ".join(row.hf)))
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[3]])
-        for line in lines
-    )
+def converted(tensor: Tensor, dtype: torch.dtype | None, *, allow_nonfinite: bool, source: str) -> Tensor:
+    """The tensor in another dtype (None: its own), with finite numbers only unless others are allowed.
+
+    Raises:
+        InputError: it holds NaN or infinity, perhaps because the dtype is too narrow.
+    """
+    tensor = tensor if dtype is None else tensor.to(dtype)
+    if not allow_nonfinite and not _is_finite(tensor):
+        in_dtype = "" if dtype is None else f" in {dtype_name(dtype)}"
+        raise InputError(
+            f"{source}: holds NaN or infinity{in_dtype}; pass --allow-nonfinite to convert it all the same"
+        )
+    return tensor
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, by their bits: nothing but NaNs is beyond an infinity.
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, by their bits: only NaNs are beyond an infinity.
 
-    Among signed integers the positive ones come last, among unsigned ones the negative. Part by part, so that
-    the second look at a number finds it in the processor's cache.
+    Among signed integers the positive numbers come last, among unsigned ones the negative. The tensor is read
+    part by part, so that the second look at a number finds it in the processor's cache.
     """
     bits = tensor.detach().contiguous().flatten()
     views = [(bits.view(dtype).numpy(), infinity) for dtype, infinity in _INFINITIES[tensor.dtype]]
@@ -64,17 +76,33 @@ def is_finite(tensor: Tensor) -> bool:
     )
 
 
-def in_dtype(dtype: torch.dtype | None) -> str:
-    """Which dtype a message is about: the one asked for, which may be too narrow, or none."""
-    return "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+def check_tensors(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, model_type: str
+) -> None:
+    """Refuse weights that are not those of a model.
+
+    Args:
+        found, expected: name to shape.
+        folder: what was read.
+        model_type: the model's architecture.
+
+    Raises:
+        InputError: a tensor is missing, superfluous, or has another shape.
+    """
+    if missing := sorted(expected.keys() - found.keys()):
+        raise InputError(f"{folder}: {_some(missing)}: missing; is it a whole {model_type} model?")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise InputError(
+            f"{folder}: {_some(extra)}: not in a {model_type} model; config.json and weights do not belong "
+            "together"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(
+                f"{folder}: {name}: has shape {list(found[name])}, config.json asks for {list(shape)}"
+            )
 
 
-def nbytes(shape: Shape, dtype: torch.dtype) -> int:
-    """Size of a tensor in bytes."""
-    return torch.Size(shape).numel() * dtype.itemsize
-
-
-def some(names: list[str]) -> str:
-    """Up to three names, and how many more there are."""
+def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,6 +1,6 @@
 """Megatron checkpoint to Hugging Face folder: streaming, exact, no model built."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -9,45 +9,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, is_finite, some
+from megatron_longrope2.checkpoint.architectures import EMBEDDING
+from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, check_tensors, converted, dtype_option
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config
-from megatron_longrope2.checkpoint.hf_files import TensorSpec, check_space, write_safetensors
+from megatron_longrope2.checkpoint.hf_files import write_safetensors
 from megatron_longrope2.checkpoint.hf_folder import write_side_files
-from megatron_longrope2.checkpoint.mapping import Mapping
+from megatron_longrope2.checkpoint.mapping import Mapping, TensorSpec
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from megatron_longrope2.checkpoint.settings import ExportSettings
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import replacing
+from megatron_longrope2.files import check_space, replacing
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors
 
 
-def export_hf(
-    load_dir: str | Path,
-    save_dir: str | Path,
-    *,
-    rope_factors: str | Path | None = None,
-    base_dir: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5_000_000_000,
-    allow_nonfinite: bool = False,
-    split_attention: bool = False,
-    as_llama: bool = False,
-    dry_run: bool = False,
-) -> list[Row]:
+def export_hf(settings: ExportSettings, *, dry_run: bool = False) -> list[Row]:
     """Convert a Megatron `torch_dist` checkpoint, of any parallel layout, to a Hugging Face model folder.
 
     Args:
-        load_dir: what `--save` of a training run, or `import_hf`, named; the latest checkpoint is taken.
-        save_dir: new folder.
-        rope_factors: factor file or published name; default: what the checkpoint holds.
-        base_dir: config.json and tokenizer of the model that training began from; default: where the
-            checkpoint's `tokenizer_model` points.
-        dtype: of the weights; default: as they are.
-        max_shard_bytes: size at which a new safetensors file begins.
-        allow_nonfinite: convert weights that hold NaN or infinity.
-        split_attention: allow attention factors that differ between the windows, which plain transformers
-            cannot read.
-        as_llama: write a Phi3 or Mistral under Llama's names, which more readers can rescale.
+        settings: what to convert, and how.
         dry_run: check everything and write nothing.
 
     Returns:
@@ -56,73 +36,76 @@ def export_hf(
     Raises:
         InputError: anything about the input that cannot be converted exactly; nothing is left half-written.
     """
-    source, save_dir = open_checkpoint(load_dir, base_dir, rope_factors), Path(save_dir)
-    if as_llama:
+    source = open_checkpoint(settings.load_dir, settings.base_dir, settings.rope_factors)
+    source = replace(source, dtype=dtype_option(settings.dtype))
+    if settings.as_llama:
         source = replace(source, config=source.config.as_llama())
-    specs = source.specs(dtype)
-    config = exported_config(source.config, source.factors, specs[0].dtype, split_attention=split_attention)
-    if dry_run:
-        return source.rows(dtype)
-    check_space(save_dir, sum(spec.nbytes for spec in specs))
-    with replacing(save_dir) as partial_dir:
-        write_side_files(source.config.path.parent, partial_dir, config, source.factors, source.tensors)
-        parts = source.hf_tensors(dtype, allow_nonfinite)
-        with tqdm(total=len(specs), desc="to Hugging Face", unit="tensor") as bar:
-            write_safetensors(partial_dir, specs, _counted(parts, bar.update), max_shard_bytes)
-    return source.rows(dtype)
+    specs, save_dir = source.specs(), settings.save_dir
+    config = exported_config(
+        source.config, source.factors, specs[0].dtype, split_attention=settings.split_attention_factor
+    )
+    if not dry_run:
+        check_space(save_dir, sum(spec.nbytes for spec in specs))
+        with replacing(save_dir) as partial_dir:
+            write_side_files(source.config.path.parent, partial_dir, config, source.factors, source.tensors)
+            parts = source.hf_tensors(settings.allow_nonfinite)
+            parts = tqdm(parts, "to Hugging Face", len(specs), unit="tensor")
+            write_safetensors(partial_dir, specs, parts, int(settings.max_shard_size * 1e9))
+    return source.rows()
 
 
 @dataclass(frozen=True)
 class MegatronSource:
-    """A Megatron checkpoint with the Hugging Face configuration that it belongs to."""
+    """A Megatron checkpoint with the Hugging Face configuration that it belongs to.
+
+    Attributes:
+        dtype: what its weights become; None: each stays as it is.
+    """
 
     config: HFConfig
     tensors: MegatronTensors
     dims: ModelDims
     factors: RopeFactors | None
+    dtype: torch.dtype | None = None
 
-    def rows(self, dtype: torch.dtype | None = None) -> list[Row]:
+    def rows(self) -> list[Row]:
         """The mapping table."""
         return [
             Row(
-                mapping.megatron,
-                self.tensors.shape(mapping.megatron),
-                dtype or self.tensors.dtype(mapping.megatron),
-                mapping.hf,
+                mapping.megatron, self.tensors.specs[mapping.megatron].shape, self._dtype(mapping), mapping.hf
             )
             for mapping in self.config.mappings()
         ]
 
-    def specs(self, dtype: torch.dtype | None = None) -> list[TensorSpec]:
+    def specs(self) -> list[TensorSpec]:
         """The Hugging Face tensors that it holds, in their order."""
         return [
-            TensorSpec(name, shape, dtype or self.tensors.dtype(mapping.megatron))
+            TensorSpec(name, shape, self._dtype(mapping))
             for mapping, layer in self._steps()
             for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(self.dims), strict=True)
         ]
 
-    def hf_tensors(self, dtype: torch.dtype | None, allow_nonfinite: bool) -> Iterator[tuple[str, Tensor]]:
+    def _dtype(self, mapping: Mapping) -> torch.dtype:
+        return self.dtype or self.tensors.specs[mapping.megatron].dtype
+
+    def hf_tensors(self, allow_nonfinite: bool) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and tensors, one Megatron tensor in memory at a time.
 
         Raises:
             InputError: data are missing or damaged, or hold NaN or infinity where that is not allowed.
         """
         for mapping, layer in self._steps():
-            names, row = iter(mapping.hf_names(layer)), 0
+            names, begin = iter(mapping.hf_names(layer)), 0
+            where = f"{self.tensors.folder}: {mapping.megatron}"
+            where += f", layer {layer}" if mapping.in_layers else ""
             for block in mapping.blocks(self.dims):
                 if block.split is not None:
                     index = layer if mapping.in_layers else None
-                    tensor = self.tensors.read(mapping.megatron, index, row, block.rows)
-                    tensor = tensor if dtype is None else tensor.to(dtype)
-                    if not allow_nonfinite and not is_finite(tensor):
-                        where = mapping.megatron + (f", layer {layer}" if mapping.in_layers else "")
-                        raise InputError(
-                            f"{self.tensors.folder}: {where}: holds NaN or infinity{in_dtype(dtype)}; "
-                            "pass --allow-nonfinite to convert it all the same"
-                        )
-                    parts = block.split(tensor)
+                    rows = self.tensors.read(mapping.megatron, index, begin, block.rows)
+                    rows = converted(rows, self.dtype, allow_nonfinite=allow_nonfinite, source=where)
+                    parts = block.split(rows)
                     yield from zip(islice(names, len(parts)), parts, strict=True)
-                row += block.rows
+                begin += block.rows
 
     def _steps(self) -> Iterator[tuple[Mapping, int]]:
         """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
@@ -148,9 +131,21 @@ def open_checkpoint(
     tensors = MegatronTensors(load_dir)
     config = _base_config(tensors, base_dir)
     check_args(config, tensors.args, str(tensors.folder))
-    dims = config.dims().padded(_padded_vocab_size(tensors, config))
-    _check_stacks(config, tensors, dims)
-    return MegatronSource(config, tensors, dims, _export_factors(config, tensors, rope_factors))
+    rows = tensors.specs[EMBEDDING.megatron].shape[0] if EMBEDDING.megatron in tensors.specs else 0
+    dims = config.dims()
+    if rows < dims.vocab_size:
+        raise InputError(
+            f"{tensors.folder}: {EMBEDDING.megatron}: {rows} rows, config.json's vocab_size is "
+            f"{dims.vocab_size}"
+        )
+    dims = dims.padded(rows)
+    expected = {}
+    for mapping in config.mappings():
+        shape = mapping.megatron_shape(dims)
+        expected[mapping.megatron] = (dims.num_layers, *shape) if mapping.in_layers else shape
+    found = {name: spec.shape for name, spec in tensors.specs.items()}
+    check_tensors(found, expected, tensors.folder, config.model_type)
+    return MegatronSource(config, tensors, dims, _factors(config, tensors, rope_factors))
 
 
 def _base_config(tensors: MegatronTensors, base_dir: str | Path | None) -> HFConfig:
@@ -168,38 +163,7 @@ def _base_config(tensors: MegatronTensors, base_dir: str | Path | None) -> HFCon
     return HFConfig.read(base_dir)
 
 
-def _padded_vocab_size(tensors: MegatronTensors, config: HFConfig) -> int:
-    name = "embedding.word_embeddings.weight"
-    vocab = int(config.full["vocab_size"])
-    rows = tensors.shape(name)[0] if name in tensors.names() else 0
-    if rows < vocab:
-        raise InputError(f"{tensors.folder}: {name}: {rows} rows, config.json's vocab_size is {vocab}")
-    return rows
-
-
-def _check_stacks(config: HFConfig, tensors: MegatronTensors, dims: ModelDims) -> None:
-    expected = {}
-    for mapping in config.mappings():
-        shape = mapping.megatron_shape(dims)
-        expected[mapping.megatron] = (dims.num_layers, *shape) if mapping.in_layers else shape
-    found = tensors.names()
-    if missing := sorted(expected.keys() - found):
-        raise InputError(
-            f"{tensors.folder}: {some(missing)}: missing; is it a {config.architecture.model_type}?"
-        )
-    if extra := sorted(found - expected.keys()):
-        raise InputError(
-            f"{tensors.folder}: {some(extra)}: has no place in a {config.architecture.model_type} model"
-        )
-    for name, shape in expected.items():
-        if tensors.shape(name) != shape:
-            raise InputError(
-                f"{tensors.folder}: {name}: has shape {list(tensors.shape(name))}, "
-                f"config.json asks for {list(shape)}"
-            )
-
-
-def _export_factors(
+def _factors(
     config: HFConfig, tensors: MegatronTensors, rope_factors: str | Path | None
 ) -> RopeFactors | None:
     if rope_factors is not None:
@@ -210,11 +174,3 @@ def _export_factors(
     factors = RopeFactors.from_dict(saved, source=f"{tensors.folder}: longrope2_factors")
     # The un-rescaled RoPE, which a run without factors trains: config.json says the same by saying nothing.
     return None if factors.method == "none" and config.factors() is None else factors
-
-
-def _counted(
-    tensors: Iterator[tuple[str, Tensor]], count: Callable[[], object]
-) -> Iterator[tuple[str, Tensor]]:
-    for item in tensors:
-        yield item
-        count()

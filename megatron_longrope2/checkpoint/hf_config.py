@@ -1,7 +1,7 @@
 """config.json on one side, Megatron's arguments on the other."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
 from megatron_longrope2.checkpoint.mapping import Mapping
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.errors import InputError, one_line
 from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors, load_factors
@@ -48,12 +48,17 @@ CONSTANTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class HFConfig:
-    """A config.json: as it was written, and completed with its architecture's defaults."""
+    """A config.json: as it was written, and completed with its architecture's defaults.
+
+    Attributes:
+        path: the file.
+        raw: its content.
+        full: what transformers 5 makes of it, with every field and the RoPE under `rope_parameters`.
+    """
 
     path: Path
     raw: dict[str, Any]
     full: dict[str, Any]
-    """What transformers 5 makes of it: every field there, the RoPE under `rope_parameters`."""
 
     @classmethod
     def read(cls, folder: str | Path) -> "HFConfig":
@@ -73,15 +78,20 @@ class HFConfig:
         try:
             full = AutoConfig.from_pretrained(path.parent, local_files_only=True).to_dict()
         except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            raise InputError(f"{path}: not a valid {kind} configuration: {_one_line(error)}") from error
+            raise InputError(f"{path}: not a valid {kind} configuration: {one_line(error)}") from error
         config = cls(path=path, raw=raw, full=full)
         config._check()
         return config
 
     @property
+    def model_type(self) -> str:
+        """The architecture's name."""
+        return self.full["model_type"]
+
+    @property
     def architecture(self) -> Architecture:
         """The table that converts it."""
-        return ARCHITECTURES[self.full["model_type"]]
+        return ARCHITECTURES[self.model_type]
 
     @property
     def tied(self) -> bool:
@@ -138,9 +148,7 @@ class HFConfig:
         }
         names = {mapping.megatron for mapping in self.mappings()}
         if names != {mapping.megatron for mapping in llama.mappings(tied=self.tied, biased=self.biased)}:
-            raise InputError(
-                f"{self.path}: model_type: {self.full['model_type']} has tensors that llama has not"
-            )
+            raise InputError(f"{self.path}: model_type: {self.model_type} has tensors that llama has not")
         if self.rope.rotary_dim != self.rope.head_dim:
             raise InputError(f"{self.path}: partial_rotary_factor: llama rotates whole heads only")
         return HFConfig(path=self.path, raw=kept, full=AutoConfig.for_model(**kept).to_dict())
@@ -199,9 +207,7 @@ class HFConfig:
                 "Megatron has biases in all linear layers or in none"
             )
         if self.biased and not self.architecture.biases:
-            raise InputError(
-                f"{self.path}: attention_bias: {self.full['model_type']} with it is not supported"
-            )
+            raise InputError(f"{self.path}: attention_bias: {self.model_type} with it is not supported")
 
 
 _DIMS = set(FIELDS) & set(ModelDims.__dataclass_fields__)
@@ -212,12 +218,11 @@ def megatron_args(
     dims: ModelDims,
     *,
     factors: RopeFactors | None,
-    original_length: int,
     params_dtype: torch.dtype,
     tokenizer_folder: Path,
 ) -> Namespace:
     """The arguments that a run with `--use-checkpoint-args` takes from the checkpoint."""
-    base, target = config.rope.rope_base, factors.target_length if factors else original_length
+    base = config.rope.rope_base
     return Namespace(
         **{
             **CONSTANTS,
@@ -229,8 +234,8 @@ def megatron_args(
             "untie_embeddings_and_output_weights": not config.tied,
             "rotary_base": int(base) if base.is_integer() else base,
             "rotary_percent": config.rope.rotary_dim / dims.kv_channels,
-            "seq_length": original_length,
-            "max_position_embeddings": target,
+            "seq_length": dims.original_length,
+            "max_position_embeddings": factors.target_length if factors else dims.original_length,
             "padded_vocab_size": dims.padded_vocab_size,
             "make_vocab_size_divisible_by": 128,
             "tokenizer_type": "HuggingFaceTokenizer",
@@ -241,7 +246,7 @@ def megatron_args(
             "pipeline_model_parallel_size": 1,
             "no_save_optim": True,
             "no_save_rng": True,
-            "original_length": original_length,
+            "original_length": dims.original_length,
             "longrope2_factors": factors.to_dict() if factors else None,
         }
     )
@@ -253,16 +258,19 @@ def check_args(config: HFConfig, args: Namespace, source: str) -> None:
     Raises:
         InputError: a size differs; the first one is named.
     """
-    expected = {name: config.full[field] for name, field in FIELDS.items() if name != "vocab_size"}
-    expected["kv_channels"] = config.rope.head_dim
-    expected["untie_embeddings_and_output_weights"] = not config.tied
-    for name, value in expected.items():
-        saved = getattr(args, name, None)
-        if name == "num_query_groups" and not getattr(args, "group_query_attention", True):
-            saved = args.num_attention_heads
-        if saved is not None and saved != value:
+    expected, saved = (
+        asdict(dims) | {"layernorm_epsilon": epsilon}
+        for dims, epsilon in (
+            (config.dims(), config.full["rms_norm_eps"]),
+            (ModelDims.from_args(args), args.layernorm_epsilon),
+        )
+    )
+    fields = FIELDS | {"kv_channels": "head_dim", "tied": "tie_word_embeddings"}
+    for name, field in fields.items():
+        # Megatron knows the padded vocabulary only; the shape of the embedding is compared instead.
+        if name != "vocab_size" and expected[name] != saved[name]:
             raise InputError(
-                f"{config.path}: {FIELDS.get(name, name)}: {value} is not the {saved} of {source}; "
+                f"{config.path}: {field}: {expected[name]} is not the {saved[name]} of {source}; "
                 "give the config.json of the model that was trained"
             )
 
@@ -292,7 +300,3 @@ def exported_config(
     if out.get("sliding_window") is not None:
         out["sliding_window"] = None
     return out
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,10 +1,8 @@
 """Safetensors files of a Hugging Face model folder: tensors in and out, one at a time."""
 
 import json
-import shutil
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_longrope2.checkpoint.mapping import Shape
-from megatron_longrope2.checkpoint.pieces import Pieces
+from megatron_longrope2.checkpoint.mapping import TensorSpec
+from megatron_longrope2.checkpoint.torch_archive import Pieces
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json
 
@@ -24,20 +22,6 @@ INDEX = "model.safetensors.index.json"
 # The dtypes that weights have, and what safetensors calls them.
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _FROM_NAME = {name: dtype for dtype, name in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor's name, shape and dtype, without its numbers."""
-
-    name: str
-    shape: Shape
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class HFTensors:
@@ -110,19 +94,6 @@ def _header(path: Path) -> Iterator[TensorSpec]:
             yield TensorSpec(name, tuple(part.get_shape()), _FROM_NAME[dtype])
 
 
-def shard_files(specs: Iterable[TensorSpec], max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """Divide tensors over files of at most `max_shard_bytes` (or one tensor), named as transformers does."""
-    by_name = {spec.name: spec for spec in specs}
-    split = split_state_dict_into_shards_factory(
-        by_name,
-        get_storage_size=lambda spec: spec.nbytes,
-        get_storage_id=lambda _: None,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_bytes,
-    )
-    return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
-
-
 def write_safetensors(
     folder: Path, specs: list[TensorSpec], tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
 ) -> None:
@@ -140,18 +111,25 @@ def write_safetensors(
     Raises:
         OSError: no space.
     """
-    shards = shard_files(specs, max_shard_bytes)
+    by_name = {spec.name: spec for spec in specs}
+    shards = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda spec: spec.nbytes,
+        get_storage_id=lambda _: None,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
     place: dict[str, tuple[Path, int]] = {}
-    for file, members in shards.items():
-        place |= {name: (folder / file, offset) for name, offset in _write_header(folder / file, members)}
+    for file, names in shards.filename_to_tensors.items():
+        starts = _write_header(folder / file, [by_name[name] for name in names])
+        place |= {name: (folder / file, start) for name, start in starts}
     for name, tensor in tensors:
         path, offset = place[name]
         with path.open("r+b") as stream:
             stream.seek(offset)
             Pieces(stream).write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    if len(shards) > 1:
-        weight_map = {spec.name: file for file, members in shards.items() for spec in members}
-        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": weight_map}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -172,19 +150,3 @@ def _write_header(path: Path, specs: list[TensorSpec]) -> list[tuple[str, int]]:
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     start = 8 + len(text)
     return [(spec.name, start + header[spec.name]["data_offsets"][0]) for spec in specs]
-
-
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse before the work what could not be written.
-
-    Raises:
-        InputError: the file system of `folder` (or of its nearest parent that exists) has less free space.
-    """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed_bytes:
-        raise InputError(
-            f"{folder}: needs {needed_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; choose another place"
-        )

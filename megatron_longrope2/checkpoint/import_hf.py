@@ -1,50 +1,33 @@
 """Hugging Face folder to Megatron checkpoint: streaming, exact, no model built."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, in_dtype, is_finite, nbytes, some
+from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, check_tensors, converted, dtype_option
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
-from megatron_longrope2.checkpoint.hf_files import HFTensors, check_space
+from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.hf_folder import copy_side_files
-from megatron_longrope2.checkpoint.mapping import Block, Mapping, Shape
-from megatron_longrope2.checkpoint.megatron_files import Chunk, Stack, write_checkpoint
+from megatron_longrope2.checkpoint.mapping import Block, Mapping
+from megatron_longrope2.checkpoint.megatron_files import Part, write_checkpoint
+from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import replacing
+from megatron_longrope2.files import check_space, replacing
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors
 
-_FREE_NAMES = ("rotary_emb.inv_freq",)
-"""Endings of tensors that old Hugging Face folders hold and no model needs."""
+# Buffers that old transformers versions saved; models compute them.
+_FREE_NAMES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 
 
-def import_hf(
-    hf_dir: str | Path,
-    save_dir: str | Path,
-    *,
-    rope_factors: str | Path | None = None,
-    original_length: int | None = None,
-    dtype: torch.dtype | None = None,
-    vocab_divisible_by: int = 128,
-    allow_nonfinite: bool = False,
-    dry_run: bool = False,
-) -> list[Row]:
+def import_hf(settings: ImportSettings, *, dry_run: bool = False) -> list[Row]:
     """Convert a Hugging Face model folder to a Megatron `torch_dist` checkpoint.
 
     Args:
-        hf_dir: holds config.json, safetensors files, tokenizer files.
-        save_dir: new folder; afterwards what `--load` names.
-        rope_factors: factor file or published name; default: what config.json says.
-        original_length: pre-trained window, tokens; default: what the factors say, else
-            `max_position_embeddings`.
-        dtype: of the weights; default: as they are.
-        vocab_divisible_by: the vocabulary is padded with zero rows to a multiple of it, so that tensor
-            parallel ranks get equal shares.
-        allow_nonfinite: convert weights that hold NaN or infinity.
+        settings: what to convert, and how.
         dry_run: check everything and write nothing.
 
     Returns:
@@ -53,129 +36,107 @@ def import_hf(
     Raises:
         InputError: anything about the input that cannot be converted exactly; nothing is left half-written.
     """
-    config, tensors, save_dir = HFConfig.read(hf_dir), HFTensors(hf_dir), Path(save_dir)
-    factors = _import_factors(config, rope_factors, original_length)
-    original = factors.original_length if factors else original_length
-    original = original or int(config.full["max_position_embeddings"])
-    config.check_window(original)
-    dims = config.dims().padded(vocab_divisible_by)
-    _check_names(config, tensors, dims)
-    make = _Maker(tensors, dims, dtype, allow_nonfinite)
-    stacks = {mapping.megatron: make.stack(mapping) for mapping in config.mappings()}
-    rows = [
-        Row(mapping.megatron, stacks[mapping.megatron].shape, stacks[mapping.megatron].dtype, mapping.hf)
-        for mapping in config.mappings()
-    ]
+    config, tensors = HFConfig.read(settings.hf_dir), HFTensors(settings.hf_dir)
+    factors = _factors(config, settings)
+    dims = config.dims().padded(settings.vocab_divisible_by)
+    original = factors.original_length if factors else settings.original_length
+    dims = replace(dims, original_length=original or dims.original_length)
+    config.check_window(dims.original_length)
+    _check_weights(config, tensors, dims)
+    make = _Maker(tensors, dims, settings)
+    rows = [make.row(mapping) for mapping in config.mappings()]
     if dry_run:
         return rows
-    check_space(save_dir, sum(nbytes(stack.shape, stack.dtype) for stack in stacks.values()))
+    check_space(settings.save_dir, sum(row.nbytes for row in rows))
     args = megatron_args(
         config,
         dims,
         factors=factors,
-        original_length=original,
         params_dtype=rows[0].dtype,
-        tokenizer_folder=save_dir / TOKENIZER,
+        tokenizer_folder=settings.save_dir / TOKENIZER,
     )
-    with replacing(save_dir) as partial_dir:
+    parts = [
+        part
+        for row, mapping in zip(rows, config.mappings(), strict=True)
+        for layer in mapping.layers(dims)
+        for part in make.parts(row, mapping, layer)
+    ]
+    with replacing(settings.save_dir) as partial_dir:
         partial_dir.mkdir()
         copy_side_files(config.path.parent, partial_dir / TOKENIZER)
-        chunks = sum(len(stack.chunks) for stack in stacks.values())
-        with tqdm(total=chunks, desc="to Megatron", unit="tensor") as make.progress:
-            write_checkpoint(partial_dir, stacks, args)
+        write_checkpoint(partial_dir, parts, args)
     return rows
 
 
-def _import_factors(
-    config: HFConfig, rope_factors: str | Path | None, original_length: int | None
-) -> RopeFactors | None:
-    if rope_factors is not None:
-        return config.load_factors(rope_factors, original_length)
+def _factors(config: HFConfig, settings: ImportSettings) -> RopeFactors | None:
+    if settings.rope_factors is not None:
+        return config.load_factors(settings.rope_factors, settings.original_length)
     factors = config.factors()
-    if factors is not None and original_length not in (None, factors.original_length):
+    if factors is not None and settings.original_length not in (None, factors.original_length):
         raise InputError(
             f"{config.path}: original_max_position_embeddings: {factors.original_length} contradicts "
-            f"--original-length {original_length}; leave the option out, or give --rope-factors"
+            f"--original-length {settings.original_length}; leave the option out, or give --rope-factors"
         )
     return factors
 
 
-def _check_names(config: HFConfig, tensors: HFTensors, dims: ModelDims) -> None:
+def _check_weights(config: HFConfig, tensors: HFTensors, dims: ModelDims) -> None:
     """Every tensor of the table is there with its shape, and no other."""
-    expected: dict[str, Shape] = {}
-    for mapping in config.mappings():
-        for layer in range(dims.num_layers if mapping.in_layers else 1):
-            expected |= dict(zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True))
-    found = {name for name in tensors.specs if not name.endswith(_FREE_NAMES)}
-    if config.tied and "lm_head.weight" in found:
-        found.discard("lm_head.weight")
-        if not torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+    found = {name: spec.shape for name, spec in tensors.specs.items() if not name.endswith(_FREE_NAMES)}
+    if config.tied and found.pop("lm_head.weight", None) is not None:
+        same = torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+        if not same:
             raise InputError(
                 f"{tensors.file_of('lm_head.weight')}: lm_head.weight: differs from the embedding, but "
                 "config.json says tie_word_embeddings; set it to false"
             )
-    if missing := sorted(expected.keys() - found):
-        raise InputError(f"{tensors.folder}: {some(missing)}: missing; the model is incomplete")
-    if extra := sorted(found - expected.keys()):
-        raise InputError(
-            f"{tensors.folder}: {some(extra)}: not in a {config.architecture.model_type} model; "
-            "config.json and weights do not belong together"
-        )
-    for name, shape in expected.items():
-        if tensors.specs[name].shape != shape:
-            raise InputError(
-                f"{tensors.file_of(name)}: {name}: has shape {list(tensors.specs[name].shape)}, "
-                f"config.json asks for {list(shape)}"
-            )
+    expected = {
+        name: shape
+        for mapping in config.mappings()
+        for layer in mapping.layers(dims)
+        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
+    }
+    check_tensors(found, expected, tensors.folder, config.model_type)
 
 
 class _Maker:
     """Makes Megatron tensors from Hugging Face's when the writer asks for them."""
 
-    def __init__(
-        self, tensors: HFTensors, dims: ModelDims, dtype: torch.dtype | None, allow_nonfinite: bool
-    ) -> None:
-        self.tensors, self.dims, self.dtype, self.allow_nonfinite = tensors, dims, dtype, allow_nonfinite
-        self.progress: tqdm | None = None
+    def __init__(self, tensors: HFTensors, dims: ModelDims, settings: ImportSettings) -> None:
+        self.tensors, self.dims = tensors, dims
+        self.dtype, self.allow_nonfinite = dtype_option(settings.dtype), settings.allow_nonfinite
 
-    def stack(self, mapping: Mapping) -> Stack:
-        shape = mapping.megatron_shape(self.dims)
-        layers = self.dims.num_layers if mapping.in_layers else 1
-        chunks = {}
-        for layer in range(layers):
-            row = 0
-            for block in mapping.blocks(self.dims):
-                names = [mapping.hf_names(layer)[n] for n in block.sources]
-                size: Shape = (block.rows, *shape[1:])
-                offset: Shape = (row, *(0,) * (len(shape) - 1))
-                if mapping.in_layers:
-                    size, offset = (1, *size), (layer, *offset)
-                chunks[offset] = Chunk(size, partial(self._block, block, names, size))
-                row += block.rows
-        return Stack((layers, *shape) if mapping.in_layers else shape, self._dtype(mapping), chunks)
-
-    def _dtype(self, mapping: Mapping) -> torch.dtype:
-        layers = range(self.dims.num_layers if mapping.in_layers else 1)
-        specs = [self.tensors.specs[name] for n in layers for name in mapping.hf_names(n)]
-        if self.dtype is None and len({spec.dtype for spec in specs}) > 1:
-            odd = next(spec for spec in specs if spec.dtype != specs[0].dtype)
+    def row(self, mapping: Mapping) -> Row:
+        """A whole Megatron parameter, layers stacked."""
+        shape, layers = mapping.megatron_shape(self.dims), mapping.layers(self.dims)
+        specs = [self.tensors.specs[name] for layer in layers for name in mapping.hf_names(layer)]
+        if self.dtype is None and (odd := [spec for spec in specs if spec.dtype != specs[0].dtype]):
             raise InputError(
-                f"{self.tensors.file_of(odd.name)}: {odd.name}: {odd.dtype} beside {specs[0].dtype}; "
-                "Megatron stacks the layers in one dtype: give --dtype"
+                f"{self.tensors.file_of(odd[0].name)}: {odd[0].name}: {odd[0].dtype} beside "
+                f"{specs[0].dtype}; Megatron stacks the layers in one dtype: give --dtype"
             )
-        return self.dtype or specs[0].dtype
+        whole = (len(layers), *shape) if mapping.in_layers else shape
+        return Row(mapping.megatron, whole, self.dtype or specs[0].dtype, mapping.hf)
 
-    def _block(self, block: Block, names: list[str], size: Shape) -> Tensor:
-        parts = []
-        for name in names:
-            part = self.tensors[name]
-            part = part if self.dtype is None else part.to(self.dtype)
-            if not self.allow_nonfinite and not is_finite(part):
-                raise InputError(
-                    f"{self.tensors.file_of(name)}: {name}: holds NaN or infinity{in_dtype(self.dtype)}; "
-                    "pass --allow-nonfinite to convert it all the same"
-                )
-            parts.append(part)
-        if self.progress is not None:
-            self.progress.update()
+    def parts(self, row: Row, mapping: Mapping, layer: int) -> Iterator[Part]:
+        """The parts of it that hold one layer."""
+        begin, columns = 0, mapping.megatron_shape(self.dims)[1:]
+        for block in mapping.blocks(self.dims):
+            names = [mapping.hf_names(layer)[source] for source in block.sources]
+            offset, size = (begin, *(0 for _ in columns)), (block.rows, *columns)
+            if mapping.in_layers:
+                offset, size = (layer, *offset), (1, *size)
+            yield Part(row, offset, size, partial(self._block, block, names, size))
+            begin += block.rows
+
+    def _block(self, block: Block, names: list[str], size: tuple[int, ...]) -> Tensor:
+        parts = [
+            converted(
+                self.tensors[name],
+                self.dtype,
+                allow_nonfinite=self.allow_nonfinite,
+                source=f"{self.tensors.file_of(name)}: {name}",
+            )
+            for name in names
+        ]
         return block.make(parts).view(size)

@@ -13,20 +13,28 @@ from tqdm import tqdm
 
 from megatron_longrope2.checkpoint.export_hf import open_checkpoint
 from megatron_longrope2.checkpoint.hf_config import HFConfig
-from megatron_longrope2.checkpoint.hf_files import HFTensors, TensorSpec
+from megatron_longrope2.checkpoint.hf_files import HFTensors
+from megatron_longrope2.checkpoint.mapping import TensorSpec
+from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from megatron_longrope2.checkpoint.settings import VerifySettings
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.tables import text_table
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A model without its weights."""
+    """A model without its weights.
+
+    Attributes:
+        kind: "Hugging Face" or "Megatron".
+        specs: Hugging Face name to shape and dtype, whichever kind it is.
+        factors: the rescaling of its RoPE; None where it is plain.
+    """
 
     kind: str
-    """"Hugging Face" or "Megatron"."""
     config: HFConfig
     specs: dict[str, TensorSpec]
-    """Hugging Face name to shape and dtype, whichever kind it is."""
     factors: RopeFactors | None
 
 
@@ -62,62 +70,95 @@ def differences(one: Structure, other: Structure) -> list[str]:
         shapes = one.specs[name].shape, other.specs[name].shape
         if shapes[0] != shapes[1]:
             found.append(f"{name}: shape {list(shapes[0])} in the first, {list(shapes[1])} in the second")
-    for field in ("rms_norm_eps", "hidden_act", "num_attention_heads"):
+    for field in ("rms_norm_eps", "num_attention_heads"):
         left, right = (structure.config.full.get(field) for structure in (one, other))
         if left != right:
             found.append(f"{field}: {left} in the first, {right} in the second")
-    if one.config.rope.rope_base != other.config.rope.rope_base:
-        found.append(f"rope_theta: {one.config.rope.rope_base:g}, {other.config.rope.rope_base:g}")
-    return found + _rope_differences(one.factors, other.factors)
+    bases = one.config.rope.rope_base, other.config.rope.rope_base
+    if bases[0] != bases[1]:
+        found.append(f"rope_theta: {bases[0]:g} in the first, {bases[1]:g} in the second")
+    if one.factors is None or other.factors is None:
+        if one.factors is not other.factors:
+            which = "first" if one.factors is None else "second"
+            found.append(f"RoPE: plain in the {which}, rescaled in the other")
+        return found
+    return found + [f"RoPE: {text}" for text in one.factors.differences(other.factors)]
 
 
-def _rope_differences(one: RopeFactors | None, other: RopeFactors | None) -> list[str]:
-    if one is None and other is None:
-        return []
-    if one is None or other is None:
-        which = "first" if one is None else "second"
-        return [f"RoPE: plain in the {which}, rescaled in the other"]
-    return [
-        f"RoPE: {field} differs"
-        for field in ("original_length", "target_length", "short_factor", "long_factor", "attention_factor")
-        if getattr(one, field) != getattr(other, field)
-    ]
+def check_factors(factors: RopeFactors, load_dir: str | Path) -> str:
+    """Whether a Megatron checkpoint fits the factors; the answer is one line.
+
+    Raises:
+        InputError: there is no checkpoint, it is of another model, or it holds other factors.
+    """
+    args = MegatronTensors(load_dir).args
+    rotary_dim = int(args.kv_channels * args.rotary_percent)
+    factors.check_model(str(load_dir), rope_base=args.rotary_base, rotary_dim=rotary_dim)
+    theirs = getattr(args, "longrope2_factors", None)
+    if theirs is None:
+        return f"{load_dir}: fits; holds no factors yet"
+    source = f"{load_dir}: longrope2_factors"
+    if found := factors.differences(RopeFactors.from_dict(theirs, source=source)):
+        raise InputError(f"{source}: {'; '.join(found)}: the factors against the checkpoint's")
+    return f"{load_dir}: fits; holds these factors"
 
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """How far two models' logits are apart on one sequence."""
+    """How far two models' logits are apart on one sequence.
+
+    Attributes:
+        length: of the sequence, tokens.
+        largest, mean: of the absolute differences.
+        scale: standard deviation of the first model's logits.
+        same_prediction: share of the compared positions where both find the same token most likely.
+    """
 
     length: int
     largest: float
     mean: float
     scale: float
-    """Standard deviation of the first model's logits."""
     same_prediction: float
-    """Share of the compared positions where both find the same token most likely."""
 
 
-def compare_logits(
-    one: str | Path, other: str | Path, lengths: list[int], *, positions: int = 64, seed: int = 0
-) -> list[LogitDifference]:
+def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[LogitDifference]:
     """Run both models in float32, one after the other, on the same random tokens.
+
+    The last position of each sequence is compared, and others evenly spaced.
 
     Args:
         one, other: checkpoints of either kind.
-        lengths: of the sequences, tokens.
-        positions: how many positions of each sequence are compared: the last, and others evenly spaced.
-        seed: of the tokens.
+        settings: which sequences.
 
     Raises:
         InputError: a checkpoint cannot be read, or the vocabularies differ.
     """
-    sizes = [int(read_structure(folder).config.full["vocab_size"]) for folder in (one, other)]
-    if sizes[0] != sizes[1]:
-        raise InputError(f"{other}: vocab_size: {sizes[1]} is not the {sizes[0]} of {one}")
-    generator = torch.Generator().manual_seed(seed)
-    tokens = [torch.randint(sizes[0], (1, length), generator=generator) for length in lengths]
-    left, right = (_logits(folder, tokens, sizes[0], positions) for folder in (one, other))
+    structure = read_structure(one)
+    dims, factors = structure.config.dims(), structure.factors
+    vocab, other_vocab = dims.vocab_size, read_structure(other).config.dims().vocab_size
+    if vocab != other_vocab:
+        raise InputError(f"{other}: vocab_size: {other_vocab} is not the {vocab} of {one}")
+    original = factors.original_length if factors else dims.original_length
+    lengths = settings.lengths or ((original, 2 * original) if factors else (original,))
+    generator = torch.Generator().manual_seed(settings.seed)
+    tokens = [torch.randint(vocab, (1, length), generator=generator) for length in lengths]
+    left, right = (_logits(folder, tokens, vocab, settings.positions) for folder in (one, other))
     return [_difference(length, *pair) for length, *pair in zip(lengths, left, right, strict=True)]
+
+
+def logit_table(rows: list[LogitDifference]) -> str:
+    """The differences, one sequence a line."""
+    cells = [
+        (
+            row.length,
+            f"{row.largest:.2e}",
+            f"{row.mean:.2e}",
+            f"{row.scale:.2e}",
+            f"{row.same_prediction:.1%}",
+        )
+        for row in rows
+    ]
+    return text_table(("length", "largest", "mean", "logit std", "same prediction"), cells, left=0)
 
 
 def _difference(length: int, left: Tensor, right: Tensor) -> LogitDifference:

@@ -1,24 +1,24 @@
-"""RoPE in Hugging Face configs: read into factors where fixed vectors can express it, written back.
+"""RoPE in Hugging Face configs: read into factors where fixed vectors can express it, and written back.
 
-`config` is always the object of a `config.json`; `source` names it in errors. Field meanings are those of
+`config` is always the object of a `config.json`; `source` names it in errors. Fields mean what they mean in
 transformers 5.23 (`modeling_rope_utils.py`), whose own functions the tests compare with.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.errors import InputError, naming
 from megatron_longrope2.files import read_json
-from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors
+from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors, number, whole_number
 from megatron_longrope2.rope.frequencies import check_rope
 from megatron_longrope2.rope.methods import llama3_factors, pi_factors, yarn_attention_factor, yarn_factors
 
 # Model types whose base transformers takes to be 10000 when the config is silent.
 _BASE_10000 = ("llama", "mistral", "phi3", "qwen2", "qwen3")
-_ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings")
+_ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class HfRope:
         rotary_dim: those of them that are rotated (`partial_rotary_factor`).
         max_length: `max_position_embeddings`, tokens.
         fields: the scaling's own fields, and `original_max_position_embeddings` from wherever it stands.
-        source: the config's name.
     """
 
     rope_type: str
@@ -41,15 +40,30 @@ class HfRope:
     rotary_dim: int
     max_length: int
     fields: dict[str, Any]
-    source: str
 
     def number(self, name: str, default: float | None = None) -> float:
         """A numeric field of the scaling; null counts as absent."""
         value = self.fields.get(name)
         value = default if value is None else value
         if value is None:
-            raise InputError(f"{self.source}: {name}: missing, and rope type {self.rope_type} needs it")
-        return _number(value, f"{self.source}: {name}")
+            raise InputError(f"{name}: missing, and rope type {self.rope_type} needs it")
+        return number(value, name)
+
+    def factor(self, default: float | None = None) -> float:
+        """How many times longer the extended window is."""
+        factor = self.number("factor", default)
+        if not 1 <= factor < math.inf:
+            raise InputError(f"factor: {factor:g} is not a finite number of at least 1")
+        return factor
+
+    def original_length(self) -> int:
+        """The pre-trained window that the scaling states, tokens."""
+        return whole_number(self.fields.get(_ORIGINAL_LENGTH), _ORIGINAL_LENGTH, least=2)
+
+    def lengths(self, original: int, factor: float) -> tuple[int, int]:
+        """Original and target length, tokens."""
+        # Some model cards leave the original length in `max_position_embeddings`.
+        return original, self.max_length if self.max_length > original else round(original * factor)
 
 
 def read_hf_config(folder: str | Path) -> dict[str, Any]:
@@ -72,36 +86,59 @@ def read_hf_rope(config: dict[str, Any], source: str) -> HfRope:
         InputError: a field is missing or wrong, the schemas contradict each other, or the model has several
             RoPEs (per layer type, multimodal).
     """
-    fields = _scaling(config, source)
+    with naming(source):
+        fields = _scaling(config)
 
-    def anywhere(name: str) -> Any:
-        inside, top = fields.get(name), config.get(name)
-        if None not in (inside, top) and inside != top:
-            raise InputError(
-                f"{source}: {name}: {top} at top level contradicts {inside} in the RoPE parameters"
-            )
-        return top if inside is None else inside
+        def anywhere(name: str) -> Any:
+            inside, top = fields.get(name), config.get(name)
+            if None not in (inside, top) and inside != top:
+                raise InputError(f"{name}: {top} at top level contradicts {inside} in the RoPE parameters")
+            return top if inside is None else inside
 
-    base = anywhere("rope_theta")
-    if base is None:
-        if config.get("model_type") not in _BASE_10000:
-            raise InputError(f"{source}: rope_theta: missing; write the model's RoPE base into the config")
-        base = 10000.0
-    head_dim = _head_dim(config, source)
-    partial = anywhere("partial_rotary_factor")
-    partial = 1.0 if partial is None else _number(partial, f"{source}: partial_rotary_factor")
-    rotary_dim = int(head_dim * partial)
-    check_rope(_number(base, f"{source}: rope_theta"), rotary_dim, source)
-    original = anywhere("original_max_position_embeddings")
-    return HfRope(
-        rope_type=fields.get("rope_type", "default"),
-        rope_base=float(base),
-        head_dim=head_dim,
-        rotary_dim=rotary_dim,
-        max_length=_whole(config.get("max_position_embeddings"), f"{source}: max_position_embeddings"),
-        fields=fields | ({} if original is None else {"original_max_position_embeddings": original}),
-        source=source,
-    )
+        base = anywhere("rope_theta")
+        if base is None:
+            if config.get("model_type") not in _BASE_10000:
+                raise InputError("rope_theta: missing; write the model's RoPE base into the config")
+            base = 10000.0
+        head_dim = config.get("head_dim")
+        if head_dim is None:
+            hidden, heads = (whole_number(config.get(n), n) for n in ("hidden_size", "num_attention_heads"))
+            head_dim = hidden // heads
+        head_dim = whole_number(head_dim, "head_dim")
+        partial = anywhere("partial_rotary_factor")
+        rotary_dim = int(head_dim * (1 if partial is None else number(partial, "partial_rotary_factor")))
+        check_rope(number(base, "rope_theta"), rotary_dim)
+        original = anywhere(_ORIGINAL_LENGTH)
+        return HfRope(
+            rope_type=fields.get("rope_type", "default"),
+            rope_base=float(base),
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            max_length=whole_number(config.get("max_position_embeddings"), "max_position_embeddings"),
+            fields=fields | ({} if original is None else {_ORIGINAL_LENGTH: original}),
+        )
+
+
+def _scaling(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `rope_parameters` and `rope_scaling` together; where both are given they must agree."""
+    merged: dict[str, Any] = {}
+    for schema in ("rope_parameters", "rope_scaling"):
+        fields = config.get(schema) or {}
+        if not isinstance(fields, dict):
+            raise InputError(f"{schema}: must be an object, got {fields!r}")
+        fields = dict(fields)
+        if "type" in fields:  # transformers before 4.43
+            fields.setdefault("rope_type", fields.pop("type"))
+        for name, value in fields.items():
+            if isinstance(value, dict) or name == "mrope_section":
+                raise InputError(f"{schema}.{name}: several RoPEs in one model are not supported")
+            if name in merged and merged[name] != value:
+                raise InputError(
+                    f"{name}: rope_parameters and rope_scaling contradict each other, and readers "
+                    "differ in which they take; make them agree"
+                )
+        merged |= fields
+    return merged
 
 
 def factors_from_hf(config: dict[str, Any], source: str) -> RopeFactors | None:
@@ -117,15 +154,17 @@ def factors_from_hf(config: dict[str, Any], source: str) -> RopeFactors | None:
     rope = read_hf_rope(config, source)
     if rope.rope_type == "default":
         return None
-    if rope.rope_type == "dynamic":
-        raise InputError(
-            f"{source}: rope_type: dynamic recomputes its base at every length, which fixed factors cannot "
-            "express; make ntk factors for one target length instead"
-        )
-    if rope.rope_type not in _READERS:
-        known = ", ".join(["default", *_READERS])
-        raise InputError(f"{source}: rope_type: {rope.rope_type!r} cannot be read; known are {known}")
-    return _READERS[rope.rope_type](rope)
+    with naming(source):
+        if rope.rope_type == "dynamic":
+            raise InputError(
+                "rope_type: dynamic recomputes its base at every length, which fixed factors cannot "
+                "express; make ntk factors for one target length instead"
+            )
+        if rope.rope_type not in _READERS:
+            known = ", ".join(["default", *_READERS])
+            raise InputError(f"rope_type: {rope.rope_type!r} cannot be read; known are {known}")
+        factors = _READERS[rope.rope_type](rope)
+    return replace(factors, provenance={"file": source, "rope_type": rope.rope_type})
 
 
 def factors_to_hf(
@@ -157,16 +196,19 @@ def factors_to_hf(
         "long_factor": list(factors.long_factor),
         "factor": factors.scale,
         "attention_factor": attention.long,
-        "original_max_position_embeddings": factors.original_length,
+        _ORIGINAL_LENGTH: factors.original_length,
         "short_mscale": attention.short,
         "long_mscale": attention.long,
     }
     partial = {}
     if head_dim is not None and head_dim != factors.rotary_dim:
-        partial["partial_rotary_factor"] = _fraction(factors.rotary_dim, head_dim)
+        fraction = factors.rotary_dim / head_dim
+        # Readers compute `int(head_dim * fraction)`, which must give the rotary dimension back.
+        exact = int(head_dim * fraction) == factors.rotary_dim
+        partial["partial_rotary_factor"] = fraction if exact else math.nextafter(fraction, 2)
     return {
         "max_position_embeddings": factors.target_length,
-        "original_max_position_embeddings": factors.original_length,
+        _ORIGINAL_LENGTH: factors.original_length,
         "rope_theta": factors.rope_base,
         **partial,
         "rope_scaling": {**shared, "type": "longrope"},
@@ -183,9 +225,13 @@ def merge_into_hf(
         InputError: as `read_hf_rope` and `factors_to_hf`; or the factors are for another base or dimension.
     """
     rope = read_hf_rope(config, source)
-    factors.check_model(rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, source=source)
-    kept = {name: value for name, value in config.items() if name not in _ROPE_KEYS}
-    return kept | factors_to_hf(factors, head_dim=rope.head_dim, split_attention=split_attention)
+    factors.check_model(source, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
+    return config | factors_to_hf(factors, head_dim=rope.head_dim, split_attention=split_attention)
+
+
+def _read_folder(folder: str | Path) -> tuple[str, HfRope, RopeFactors | None]:
+    source, config = str(Path(folder) / "config.json"), read_hf_config(folder)
+    return source, read_hf_rope(config, source), factors_from_hf(config, source)
 
 
 def unscaled_model(folder: str | Path) -> dict[str, Any]:
@@ -195,9 +241,7 @@ def unscaled_model(folder: str | Path) -> dict[str, Any]:
         InputError: the config is not readable, or the RoPE that the model was trained with is rescaled: the
             methods start from one that is not.
     """
-    source = str(Path(folder) / "config.json")
-    config = read_hf_config(folder)
-    rope, factors = read_hf_rope(config, source), factors_from_hf(config, source)
+    source, rope, factors = _read_folder(folder)
     if factors is not None and factors.short_factor[-1] != 1:
         raise InputError(
             f"{source}: rope_type: {rope.rope_type} rescales the short window too, and the methods start "
@@ -214,121 +258,51 @@ def check_folder(factors: RopeFactors, folder: str | Path) -> str:
         InputError: the config is not readable, is for another base or rotary dimension, or carries factors
             that rotate differently.
     """
-    source = str(Path(folder) / "config.json")
-    config = read_hf_config(folder)
-    rope, theirs = read_hf_rope(config, source), factors_from_hf(config, source)
-    factors.check_model(rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, source=source)
+    source, rope, theirs = _read_folder(folder)
+    factors.check_model(source, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
     if theirs is None:
-        differs = (
-            "" if rope.max_length == factors.original_length else ", not the original length of the factors"
-        )
+        differs = "" if rope.max_length == factors.original_length else ", not the factors' original length"
         return f"{source}: fits; not rescaled yet, max_position_embeddings {rope.max_length}{differs}"
-    found = factors.differences(theirs)
-    if found:
+    if found := factors.differences(theirs):
         raise InputError(
             f"{source}: {'; '.join(found)}: the factors against the config; export the model again"
         )
     return f"{source}: fits; carries these factors"
 
 
-def _scaling(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """The fields of `rope_parameters` and `rope_scaling` together; where both are given they must agree."""
-    merged: dict[str, Any] = {}
-    for schema in ("rope_parameters", "rope_scaling"):
-        fields = config.get(schema) or {}
-        if not isinstance(fields, dict):
-            raise InputError(f"{source}: {schema}: must be an object, got {fields!r}")
-        fields = dict(fields)
-        if "type" in fields:  # transformers before 4.43
-            fields.setdefault("rope_type", fields.pop("type"))
-            fields.pop("type", None)
-        for name, value in fields.items():
-            if isinstance(value, dict) or name == "mrope_section":
-                raise InputError(f"{source}: {schema}.{name}: several RoPEs in one model are not supported")
-            if name in merged and merged[name] != value:
-                raise InputError(
-                    f"{source}: {name}: rope_parameters and rope_scaling contradict each other, and readers "
-                    "differ in which they take; make them agree"
-                )
-        merged |= fields
-    return merged
-
-
-def _head_dim(config: dict[str, Any], source: str) -> int:
-    def whole(name: str) -> int:
-        return _whole(config.get(name), f"{source}: {name}")
-
-    if config.get("head_dim") is not None:
-        return whole("head_dim")
-    return whole("hidden_size") // whole("num_attention_heads")
-
-
-def _whole(value: Any, where: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{where}: must be a whole number of at least {least}, got {value!r}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{where}: must be a number, got {value!r}")
-    return float(value)
-
-
-def _fraction(part: int, whole: int) -> float:
-    """`part / whole`, such that `int(whole * fraction)`, as readers compute it, gives `part` back."""
-    fraction = part / whole
-    return fraction if int(whole * fraction) == part else math.nextafter(fraction, 2)
-
-
-def _original_length(rope: HfRope) -> int:
-    name = "original_max_position_embeddings"
-    return _whole(rope.fields.get(name), f"{rope.source}: {name}", least=2)
-
-
-def _factor(rope: HfRope, default: float | None = None) -> float:
-    factor = rope.number("factor", default)
-    if not 1 <= factor < math.inf:
-        raise InputError(f"{rope.source}: factor: {factor:g} is not a finite number of at least 1")
-    return factor
-
-
-def _same_in_both_windows(
-    rope: HfRope, method: str, original: int, target: int, vector: Any, attention: float = 1.0
+def _factors(
+    rope: HfRope,
+    method: str,
+    lengths: tuple[int, int],
+    long_factor: Any,
+    short_factor: Any = None,
+    attention: tuple[float, float] = (1.0, 1.0),
 ) -> RopeFactors:
-    values = tuple(vector.tolist())
+    """Factors of the config's model; without `short_factor`, of the same vector in both windows."""
     return RopeFactors(
         method=method,
         rope_base=rope.rope_base,
         rotary_dim=rope.rotary_dim,
-        original_length=original,
-        target_length=target,
+        original_length=lengths[0],
+        target_length=lengths[1],
         critical_dim=None,
-        long_factor=values,
-        short_factor=values,
-        attention_factor=AttentionFactor(attention, attention),
-        provenance={"file": rope.source, "rope_type": rope.rope_type},
-        source=rope.source,
+        long_factor=long_factor,
+        short_factor=long_factor if short_factor is None else short_factor,
+        attention_factor=AttentionFactor(*attention),
     )
-
-
-def _target_length(rope: HfRope, original: int, factor: float) -> int:
-    """`max_position_embeddings`, unless it still states the original length, as some model cards advise."""
-    return rope.max_length if rope.max_length > original else round(original * factor)
 
 
 def _from_linear(rope: HfRope) -> RopeFactors:
     """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
-    factor = _factor(rope)
-    stated = "original_max_position_embeddings" in rope.fields
-    original = _original_length(rope) if stated else round(rope.max_length / factor)
-    target = _target_length(rope, original, factor)
-    return _same_in_both_windows(rope, "pi", original, target, pi_factors(rope.rotary_dim, factor))
+    factor = rope.factor()
+    stated = _ORIGINAL_LENGTH in rope.fields
+    original = rope.original_length() if stated else round(rope.max_length / factor)
+    return _factors(rope, "pi", rope.lengths(original, factor), pi_factors(rope.rotary_dim, factor))
 
 
 def _from_yarn(rope: HfRope) -> RopeFactors:
-    original = _original_length(rope)
-    factor = _factor(rope, rope.max_length / original)
+    original = rope.original_length()
+    factor = rope.factor(rope.max_length / original)
     vector = yarn_factors(
         rope.rope_base,
         rope.rotary_dim,
@@ -343,13 +317,12 @@ def _from_yarn(rope: HfRope) -> RopeFactors:
     if mscale and mscale_all:
         default = (1 + (default - 1) * mscale) / (1 + (default - 1) * mscale_all)
     attention = rope.number("attention_factor", default)
-    return _same_in_both_windows(
-        rope, "yarn", original, _target_length(rope, original, factor), vector, attention
-    )
+    lengths = rope.lengths(original, factor)
+    return _factors(rope, "yarn", lengths, vector, attention=(attention, attention))
 
 
 def _from_llama3(rope: HfRope) -> RopeFactors:
-    original, factor = _original_length(rope), _factor(rope)
+    original, factor = rope.original_length(), rope.factor()
     vector = llama3_factors(
         rope.rope_base,
         rope.rotary_dim,
@@ -358,32 +331,20 @@ def _from_llama3(rope: HfRope) -> RopeFactors:
         low_freq_factor=rope.number("low_freq_factor"),
         high_freq_factor=rope.number("high_freq_factor"),
     )
-    return _same_in_both_windows(rope, "llama3", original, _target_length(rope, original, factor), vector)
+    return _factors(rope, "llama3", rope.lengths(original, factor), vector)
 
 
 def _from_longrope(rope: HfRope) -> RopeFactors:
     for name in ("long_factor", "short_factor"):
         if name not in rope.fields:
-            raise InputError(f"{rope.source}: {name}: missing, and rope type longrope needs it")
-    original = _original_length(rope)
-    factor = _factor(rope, rope.max_length / original)
+            raise InputError(f"{name}: missing, and rope type longrope needs it")
+    original = rope.original_length()
+    factor = rope.factor(rope.max_length / original)
     default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     attention = rope.number("attention_factor", default)
-    return RopeFactors(
-        method="longrope",
-        rope_base=rope.rope_base,
-        rotary_dim=rope.rotary_dim,
-        original_length=original,
-        target_length=rope.max_length,
-        critical_dim=None,
-        long_factor=rope.fields["long_factor"],
-        short_factor=rope.fields["short_factor"],
-        attention_factor=AttentionFactor(
-            rope.number("short_mscale", attention), rope.number("long_mscale", attention)
-        ),
-        provenance={"file": rope.source, "rope_type": rope.rope_type},
-        source=rope.source,
-    )
+    pair = rope.number("short_mscale", attention), rope.number("long_mscale", attention)
+    vectors = rope.fields["long_factor"], rope.fields["short_factor"]
+    return _factors(rope, "longrope", (original, rope.max_length), *vectors, pair)
 
 
 _READERS: dict[str, Callable[[HfRope], RopeFactors]] = {

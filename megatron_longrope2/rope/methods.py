@@ -1,12 +1,11 @@
-"""The closed-form rescaling methods: each gives one vector of factors, [rotary_dim/2] (METHOD section 2).
+"""The closed-form rescaling methods: each gives one vector of factors, [rotary_dim/2] (LongRoPE2, section 2).
 
 `scale` is `s = target_length / original_length`; dimensions are cosine dimensions; lengths are in tokens.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,6 +13,13 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import frequencies
 from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors
 from megatron_longrope2.rope.frequencies import FloatArray
+
+Method = Literal["none", "pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"]
+METHODS: tuple[str, ...] = get_args(Method)
+_OPTIONS = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate"),
+    "yarn-rcd": ("attention_factor", "beta_fast", "truncate"),
+}
 
 
 def pi_factors(rotary_dim: int, scale: float) -> FloatArray:
@@ -133,28 +139,6 @@ def ntk_below(g: float, critical_dim: int) -> FloatArray:
     return np.power(float(g), np.arange(critical_dim) / max(critical_dim, 1))
 
 
-def ntk_rcd_factors(rotary_dim: int, scale: float, critical_dim: int) -> FloatArray:
-    """NTK whose base makes the factor at `critical_dim` equal `scale`: `scale^(i/critical_dim)`."""
-    return np.power(float(scale), np.arange(rotary_dim // 2) / critical_dim)
-
-
-def _none(rotary_dim: int) -> FloatArray:
-    return np.ones(rotary_dim // 2)
-
-
-# What each method is made from; `make_factors` passes exactly these arguments.
-_METHODS: dict[str, tuple[Callable[..., FloatArray], tuple[str, ...]]] = {
-    "none": (_none, ("rotary_dim",)),
-    "pi": (pi_factors, ("rotary_dim", "scale")),
-    "ntk": (ntk_factors, ("rope_base", "rotary_dim", "original_length", "target_length")),
-    "yarn": (yarn_factors, ("rope_base", "rotary_dim", "original_length", "scale")),
-    "ntk-rcd": (ntk_rcd_factors, ("rotary_dim", "scale", "critical_dim")),
-    "yarn-rcd": (yarn_factors, ("rope_base", "rotary_dim", "original_length", "scale", "critical_dim")),
-}
-METHODS = tuple(_METHODS)
-_YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "truncate")
-
-
 def make_factors(
     method: str,
     *,
@@ -180,19 +164,14 @@ def make_factors(
         InputError: an unknown method or option, a missing or superfluous critical dimension, or numbers that
             no factors can have.
     """
-    source = "make_factors"
-    if method not in _METHODS:
-        raise InputError(f"make_factors: method: unknown {method!r}; known are {', '.join(METHODS)}")
-    allowed: tuple[str, ...] = _YARN_OPTIONS if method.startswith("yarn") else ()
-    if method == "yarn-rcd":
-        allowed = tuple(name for name in allowed if name != "beta_slow")
+    if method not in METHODS:
+        raise InputError(f"method: unknown {method!r}; known are {', '.join(METHODS)}")
+    taken = _OPTIONS.get(method, ())
     for name in options:
-        if name not in allowed:
-            raise InputError(
-                f"make_factors: {name}: method {method} takes {', '.join(allowed) or 'no options'}"
-            )
-    # Validated with the identity first, so that no formula meets numbers that it cannot take.
-    identity = RopeFactors(
+        if name not in taken:
+            raise InputError(f"{name}: method {method} takes {', '.join(taken) or 'no options'}")
+    # Validated with factors of 1 first, so that no formula meets numbers that it cannot take.
+    plain = RopeFactors(
         method=method,
         rope_base=rope_base,
         rotary_dim=rotary_dim,
@@ -200,37 +179,40 @@ def make_factors(
         target_length=target_length,
         critical_dim=None,
         long_factor=(1.0,) * (rotary_dim // 2),
-        source=source,
     )
-    _check_critical_dim(identity, critical_dim)
-    with_temperature = options.pop("attention_factor", False)
-    function, names = _METHODS[method]
-    vector = function(
-        **{name: critical_dim if name == "critical_dim" else getattr(identity, name) for name in names},
-        **options,
-    )
+    _check_critical_dim(plain, critical_dim)
+    temperature = yarn_attention_factor(plain.scale) if options.pop("attention_factor", False) else 1.0
+    if method == "none":
+        return plain
+    if method == "pi":
+        vector = pi_factors(rotary_dim, plain.scale)
+    elif method == "ntk":
+        vector = ntk_factors(plain.rope_base, rotary_dim, original_length, target_length)
+    elif method == "ntk-rcd" and critical_dim is not None:
+        vector = np.power(plain.scale, np.arange(rotary_dim // 2) / critical_dim)
+    else:
+        vector = yarn_factors(
+            plain.rope_base, rotary_dim, original_length, plain.scale, critical_dim=critical_dim, **options
+        )
     return replace(
-        identity,
+        plain,
         critical_dim=critical_dim,
         long_factor=tuple(vector.tolist()),
-        attention_factor=AttentionFactor(
-            long=yarn_attention_factor(identity.scale) if with_temperature else 1.0
-        ),
+        attention_factor=AttentionFactor(long=temperature),
         provenance={"options": options} if options else {},
-        source=source,
     )
 
 
-def _check_critical_dim(identity: RopeFactors, critical_dim: int | None) -> None:
+def _check_critical_dim(plain: RopeFactors, critical_dim: int | None) -> None:
     """Refuse a critical dimension that the method needs and lacks, or does not take."""
-    where = f"make_factors: critical_dim: method {identity.method}"
-    if not identity.method.endswith("-rcd"):
+    what = f"critical_dim: method {plain.method}"
+    if not plain.method.endswith("-rcd"):
         if critical_dim is not None:
-            raise InputError(f"{where} has none; leave it out")
+            raise InputError(f"{what} has none; leave it out")
         return
-    half, high = identity.rotary_dim // 2, identity.theoretical_critical_dim
+    half, high = plain.rotary_dim // 2, plain.theoretical_critical_dim
     if critical_dim is None:
-        low = frequencies.critical_dim(identity.rope_base, identity.rotary_dim, identity.original_length, 10)
-        raise InputError(f"{where} needs one; the candidates for this model are {low} to {high}")
+        low = frequencies.critical_dim(plain.rope_base, plain.rotary_dim, plain.original_length, 10)
+        raise InputError(f"{what} needs one; the candidates for this model are {low} to {high}")
     if not 1 <= critical_dim < half:
-        raise InputError(f"{where}: {critical_dim} is outside [1, {half - 1}]")
+        raise InputError(f"{what}: {critical_dim} is outside [1, {half - 1}]")

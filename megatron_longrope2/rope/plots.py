@@ -10,14 +10,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import replacing
 from megatron_longrope2.rope.factors import RopeFactors
 from megatron_longrope2.rope.frequencies import periods
 
-_FORBIDDEN = "tab:red"
+_UNSEEN: dict[str, Any] = {"color": "tab:red", "alpha": 0.1, "linewidth": 0}
+_RING: dict[str, Any] = {"s": 90, "facecolors": "none", "linewidths": 1.5, "zorder": 3}
 
 
 def plot_factors(sets: Mapping[str, RopeFactors], path: str | Path) -> None:
@@ -32,34 +32,22 @@ def plot_factors(sets: Mapping[str, RopeFactors], path: str | Path) -> None:
     """
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     for (label, factors), marker in zip(sets.items(), "osD^vP*X<>" * len(sets), strict=False):
-        line = axes.plot(factors.long_factor, marker=marker, markersize=3.5, linewidth=1.3, label=label)[0]
+        (line,) = axes.plot(factors.long_factor, marker=marker, markersize=3.5, linewidth=1.3, label=label)
         if factors.critical_dim is not None:
             at = min(factors.critical_dim, factors.rotary_dim // 2 - 1)
-            style: dict[str, Any] = {
-                "facecolors": "none",
-                "edgecolors": line.get_color(),
-                "linewidths": 1.5,
-                "zorder": 3,
-            }
-            axes.scatter([at], [factors.long_factor[at]], s=90, **style)
+            axes.scatter([at], [factors.long_factor[at]], edgecolors=line.get_color(), **_RING)
     last = max(factors.rotary_dim for factors in sets.values()) // 2 - 1
-    bounds = sorted({(f.theoretical_critical_dim, f.scale) for f in sets.values()})
-    for start, scale in bounds:
+    for start, scale in sorted({(f.theoretical_critical_dim, f.scale) for f in sets.values()}):
         label = f"out of distribution: from dimension {start} on, below {scale:g}"
-        axes.fill_between([start, last], 1, scale, color=_FORBIDDEN, alpha=0.1, linewidth=0, label=label)
-        axes.plot([start, start, last], [1, scale, scale], color=_FORBIDDEN, linewidth=1, linestyle="--")
+        axes.fill_between([start, last], 1, scale, label=label, **_UNSEEN)
+        axes.plot([start, start, last], [1, scale, scale], color="tab:red", linewidth=1, linestyle="--")
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(LogLocator(base=2))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(-0.5, last + 0.5)
-    axes.set_xlabel("RoPE dimension (cosine index)")
-    axes.set_ylabel("rescaling factor")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set(xlim=(-0.5, last + 0.5), xlabel="RoPE dimension (cosine index)", ylabel="rescaling factor")
     axes.grid(alpha=0.3)
     if any(factors.critical_dim is not None for factors in sets.values()):
-        axes.scatter(
-            [], [], s=90, facecolors="none", edgecolors="grey", label="critical dimension of the factors"
-        )
+        axes.scatter([], [], edgecolors="grey", label="critical dimension of the factors", **_RING)
     axes.legend(fontsize=8)
     save_figure(figure, path)
 
@@ -88,18 +76,15 @@ def plot_cosine(factors: RopeFactors, dim: int, path: str | Path) -> None:
     figure, (curve, reach) = plt.subplots(
         2, sharex=True, figsize=(8, 4.4), height_ratios=(3, 1), layout="constrained"
     )
-    positions = np.linspace(0, end, 2001)
-    cosine = np.cos(2 * np.pi * positions / period)
-    curve.plot(positions, cosine, color="tab:blue", linewidth=1.2, alpha=0.5)
-    seen = np.linspace(0, min(original, end), 501)
+    whole, seen = np.linspace(0, end, 2001), np.linspace(0, min(original, end), 501)
+    curve.plot(whole, np.cos(2 * np.pi * whole / period), color="tab:blue", linewidth=1.2, alpha=0.5)
     curve.plot(
         seen, np.cos(2 * np.pi * seen / period), color="tab:blue", linewidth=3.5, label="seen in training"
     )
     if period > original:
         unseen = f"never seen in training: {1 - original / period:.1%} of the period"
-        for axes in (curve, reach):
-            axes.axvspan(original, end, color=_FORBIDDEN, alpha=0.1, linewidth=0)
-        curve.fill_between([], [], color=_FORBIDDEN, alpha=0.1, label=unseen)
+        curve.axvspan(original, end, label=unseen, **_UNSEEN)
+        reach.axvspan(original, end, **_UNSEEN)
     names = (f"up to {original}", f"up to {target}, plain", f"up to {target}, / {factor:.4g}")
     lengths = [min(length, end) for length in (original, target, target / factor)]
     reach.barh(names, lengths, color=["tab:blue", "tab:grey", "tab:orange"], height=0.6)
@@ -108,29 +93,24 @@ def plot_cosine(factors: RopeFactors, dim: int, path: str | Path) -> None:
         f"dimension {dim}: a period is {period:.0f} tokens, training showed {original / period:.3g} periods",
         fontsize=10,
     )
-    curve.set_ylabel("cosine")
-    curve.set_xlim(0, end)
+    curve.set(ylabel="cosine", xlim=(0, end))
     curve.grid(alpha=0.3)
     curve.legend(fontsize=8)
     reach.set_xlabel("angle, as a position of plain RoPE (tokens)")
-    reach.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    reach.xaxis.set_major_formatter("{x:g}")
     save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure whole and close it; the suffix of `path` says the format.
+    """Write a figure whole and close it; the suffix of `path` says the format (none: PNG).
 
     Raises:
         InputError: the image cannot be written, or its format is unknown.
     """
-    image_format = Path(path).suffix.removeprefix(".") or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if image_format not in known:
-        raise InputError(
-            f"{path}: cannot write a .{image_format} picture; use one of {', '.join(sorted(known))}"
-        )
     try:
         with replacing(path) as partial:
-            figure.savefig(partial, format=image_format, dpi=150)
+            figure.savefig(partial, format=Path(path).suffix.removeprefix(".") or "png", dpi=150)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
     finally:
         plt.close(figure)

@@ -199,7 +199,6 @@ def test_megatron_arguments_of_a_published_model(tmp_path: Path) -> None:
         config,
         config.dims().padded(256),
         factors=None,
-        original_length=40960,
         params_dtype=torch.bfloat16,
         tokenizer_folder=tmp_path,
     )

@@ -14,11 +14,12 @@ from pathlib import Path
 from benchmarks.convert import write_random_model
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 folder = Path(sys.argv[1])
 size = write_random_model(folder / "hf", float(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import_hf(folder / "hf", folder / "megatron")
-export_hf(folder / "megatron", folder / "back")
+import_hf(ImportSettings(folder / "hf", folder / "megatron"))
+export_hf(ExportSettings(folder / "megatron", folder / "back"))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print("ANSWER" + json.dumps({"bytes": size, "before": before * 1024, "peak": peak * 1024}))
 """

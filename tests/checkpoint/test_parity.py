@@ -10,6 +10,7 @@ import pytest
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from tests.checkpoint.test_round_trip import assert_same_weights, longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 
@@ -47,8 +48,8 @@ def test_every_architecture_with_longrope2(tmp_path: Path) -> None:
         hf = save_model(folder / "hf", variant)
         rotary_dim = {"llama_biased": 24, "mistral": 32, "qwen3": 32, "phi3_partial": 12}.get(variant, 16)
         longrope2_factors(folder, rotary_dim)
-        import_hf(hf, folder / "megatron", rope_factors=folder / "factors.json")
-        export_hf(folder / "megatron", folder / "back")
+        import_hf(ImportSettings(hf, folder / "megatron", rope_factors=folder / "factors.json"))
+        export_hf(ExportSettings(folder / "megatron", folder / "back"))
         pairs[variant] = (folder / "megatron", folder / "back")
     found = differences(pairs)
     print(found)
@@ -70,7 +71,7 @@ def test_every_rope_type(tmp_path: Path) -> None:
         hf = save_model(folder / "hf", variant, **rope_changes(rope))
         pairs[folder.name] = (folder / "megatron", hf)
     for megatron, hf in pairs.values():
-        import_hf(hf, megatron)
+        import_hf(ImportSettings(hf, megatron))
     found = differences(pairs)
     print(found)
     assert max(found.values()) < TOLERANCE, found
@@ -81,9 +82,10 @@ def test_through_tensor_and_pipeline_parallel(tmp_path: Path) -> None:
     folders = {}
     for variant in ("llama_tied_mha", "llama", "phi3", "qwen2", "qwen3"):
         folders[variant] = folder = tmp_path / variant
-        import_hf(save_model(folder / "hf", variant, num_hidden_layers=4), folder / "megatron")
+        hf = save_model(folder / "hf", variant, num_hidden_layers=4)
+        import_hf(ImportSettings(hf, folder / "megatron"))
     pairs = [[str(folder / "megatron"), str(folder / "again")] for folder in folders.values()]
     run_child([str(HERE / "load_and_save.py"), json.dumps(pairs)], processes=4)
     for folder in folders.values():
-        export_hf(folder / "again", folder / "back")
+        export_hf(ExportSettings(folder / "again", folder / "back"))
         assert_same_weights(folder / "hf", folder / "back")

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.rope import RopeFactors, make_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
 
@@ -44,8 +45,8 @@ def longrope2_factors(folder: Path, rotary_dim: int = 16) -> RopeFactors:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_every_tensor_comes_back(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf", variant, dtype=dtype)
-    import_hf(hf, tmp_path / "megatron")
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    import_hf(ImportSettings(hf, tmp_path / "megatron"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     assert_same_weights(hf, tmp_path / "back")
 
 
@@ -54,8 +55,8 @@ def test_many_shards_in_and_out(variant: str, tmp_path: Path) -> None:
     hf = save_model(tmp_path / "one", variant)
     model = AutoModelForCausalLM.from_pretrained(hf)
     model.save_pretrained(tmp_path / "hf", max_shard_size="100KB")
-    import_hf(tmp_path / "hf", tmp_path / "megatron")
-    export_hf(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=150_000)
+    import_hf(ImportSettings(tmp_path / "hf", tmp_path / "megatron"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back", max_shard_size=150e-6))
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 2
     assert_same_weights(tmp_path / "hf", tmp_path / "back")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
@@ -65,25 +66,25 @@ def test_many_shards_in_and_out(variant: str, tmp_path: Path) -> None:
 
 def test_dtype_option_converts(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
-    import_hf(hf, tmp_path / "megatron", dtype=torch.bfloat16)
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    import_hf(ImportSettings(hf, tmp_path / "megatron", dtype="bfloat16"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     wanted = weights(hf)
     for name, tensor in weights(tmp_path / "back").items():
         assert torch.equal(tensor, wanted[name].to(torch.bfloat16)), name
     config = json.loads((tmp_path / "back/config.json").read_text())
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
-    export_hf(tmp_path / "megatron", tmp_path / "wide", dtype=torch.float32)
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "wide", dtype="float32"))
     assert {tensor.dtype for tensor in weights(tmp_path / "wide").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn", "longrope"])
 def test_a_rope_that_nobody_changed_stays_as_it_was_written(rope: str, tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf", **rope_changes(rope))
-    import_hf(hf, tmp_path / "megatron")
+    import_hf(ImportSettings(hf, tmp_path / "megatron"))
     args = MegatronTensors(tmp_path / "megatron").args
     assert args.longrope2_factors["target_length"] == TARGET
     assert args.original_length == ORIGINAL
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     before, after = AutoConfig.from_pretrained(hf), AutoConfig.from_pretrained(tmp_path / "back")
     assert before.rope_parameters == after.rope_parameters
 
@@ -93,8 +94,8 @@ def test_exported_model_rotates_by_our_angles(variant: str, tmp_path: Path) -> N
     hf = save_model(tmp_path / "hf", variant)
     rotary_dim = {"mistral": 32, "qwen3": 32, "phi3_partial": 12}.get(variant, 16)
     factors = longrope2_factors(tmp_path, rotary_dim)
-    import_hf(hf, tmp_path / "megatron", rope_factors=tmp_path / "factors.json")
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    import_hf(ImportSettings(hf, tmp_path / "megatron", rope_factors=tmp_path / "factors.json"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     rotary = AutoModelForCausalLM.from_pretrained(tmp_path / "back").model.rotary_emb
     hidden = torch.zeros(1, 1, 1)
     for length, window in ((ORIGINAL, "short"), (ORIGINAL + 1, "long"), (TARGET, "long")):
@@ -109,9 +110,11 @@ def test_exported_model_rotates_by_our_angles(variant: str, tmp_path: Path) -> N
 
 def test_factors_given_at_export_win(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
-    import_hf(hf, tmp_path / "megatron")
+    import_hf(ImportSettings(hf, tmp_path / "megatron"))
     factors = longrope2_factors(tmp_path)
-    export_hf(tmp_path / "megatron", tmp_path / "back", rope_factors=tmp_path / "factors.json")
+    export_hf(
+        ExportSettings(tmp_path / "megatron", tmp_path / "back", rope_factors=tmp_path / "factors.json")
+    )
     rope = json.loads((tmp_path / "back/config.json").read_text())["rope_parameters"]
     assert rope["long_factor"] == list(factors.long_factor)
     assert rope["original_max_position_embeddings"] == ORIGINAL
@@ -119,8 +122,8 @@ def test_factors_given_at_export_win(tmp_path: Path) -> None:
 
 def test_un_rescaled_model_keeps_its_config(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
-    import_hf(hf, tmp_path / "megatron")
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    import_hf(ImportSettings(hf, tmp_path / "megatron"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     before = json.loads((hf / "config.json").read_text())
     after = json.loads((tmp_path / "back/config.json").read_text())
     assert after == before | {"torch_dtype": "float32"}

@@ -12,6 +12,7 @@ import torch
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, save_model
@@ -52,8 +53,8 @@ def largest(one: Logits, other: Logits, length: int) -> float:
 def exported(folder: Path, variant: str, *, as_llama: bool = False) -> Path:
     hf = save_model(folder / "hf", variant)
     longrope2_factors(folder, 32 if variant in ("mistral", "qwen3") else 16)
-    import_hf(hf, folder / "megatron", rope_factors=folder / "factors.json")
-    export_hf(folder / "megatron", folder / "back", as_llama=as_llama)
+    import_hf(ImportSettings(hf, folder / "megatron", rope_factors=folder / "factors.json"))
+    export_hf(ExportSettings(folder / "megatron", folder / "back", as_llama=as_llama))
     return folder / "back"
 
 
@@ -94,6 +95,6 @@ def test_phi3_as_llama_computes_the_same(tmp_path: Path) -> None:
     [("qwen2", "qwen2 has tensors that llama has not"), ("phi3_partial", "llama rotates whole heads only")],
 )
 def test_what_llama_cannot_hold(variant: str, match: str, tmp_path: Path) -> None:
-    import_hf(save_model(tmp_path / "hf", variant), tmp_path / "megatron")
+    import_hf(ImportSettings(save_model(tmp_path / "hf", variant), tmp_path / "megatron"))
     with pytest.raises(InputError, match=match):
-        export_hf(tmp_path / "megatron", tmp_path / "back", as_llama=True)
+        export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back", as_llama=True))

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings, VerifySettings
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
+from megatron_longrope2.cli import main
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.tools import verify_checkpoint
 from tests.checkpoint.test_parity import run_child
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, save_model
@@ -24,8 +25,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("verify")
     longrope2_factors(root)
     hf = save_model(root / "hf", tie_word_embeddings=True)
-    import_hf(hf, root / "megatron", rope_factors=root / "factors.json")
-    export_hf(root / "megatron", root / "back", max_shard_bytes=100_000)
+    import_hf(ImportSettings(hf, root / "megatron", rope_factors=root / "factors.json"))
+    export_hf(ExportSettings(root / "megatron", root / "back", max_shard_size=100e-6))
     return {name: root / name for name in ("hf", "megatron", "back")}
 
 
@@ -54,10 +55,10 @@ def test_logits_of_one_changed_weight_differ(folders: dict[str, Path], tmp_path:
     tensors = load_file(changed / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][3, 4] += 1
     save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-    (same,) = compare_logits(folders["hf"], folders["hf"], [ORIGINAL])
+    (same,) = compare_logits(folders["hf"], folders["hf"], VerifySettings(lengths=(ORIGINAL,)))
     assert same.largest == 0
     assert same.same_prediction == 1
-    (row,) = compare_logits(folders["hf"], changed, [ORIGINAL])
+    (row,) = compare_logits(folders["hf"], changed, VerifySettings(lengths=(ORIGINAL,)))
     assert row.largest > 1e-3
     assert 0 < row.mean < row.largest
 
@@ -65,7 +66,7 @@ def test_logits_of_one_changed_weight_differ(folders: dict[str, Path], tmp_path:
 def test_vocabularies_must_agree(folders: dict[str, Path], tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", vocab_size=600)
     with pytest.raises(InputError, match="vocab_size: 600 is not the 515"):
-        compare_logits(folders["hf"], other, [8])
+        compare_logits(folders["hf"], other, VerifySettings(lengths=(8,)))
 
 
 def test_structure_only_reads_no_weights(
@@ -78,15 +79,15 @@ def test_structure_only_reads_no_weights(
 
     monkeypatch.setattr("megatron_longrope2.checkpoint.hf_files.HFTensors.__getitem__", no_weights)
     monkeypatch.setattr("megatron_longrope2.checkpoint.megatron_files.MegatronTensors.read", no_weights)
-    arguments = ["verify", str(folders["back"]), str(folders["megatron"]), "--structure-only"]
+    arguments = ["longrope2", "verify", str(folders["back"]), str(folders["megatron"]), "--structure-only"]
     monkeypatch.setattr(sys, "argv", arguments)
-    verify_checkpoint.main()
+    main()
     assert "same tensors, shapes and RoPE" in capsys.readouterr().out
     monkeypatch.setattr(
-        sys, "argv", ["verify", str(folders["hf"]), str(folders["megatron"]), "--structure-only"]
+        sys, "argv", ["longrope2", "verify", str(folders["hf"]), str(folders["megatron"]), "--structure-only"]
     )
     with pytest.raises(SystemExit) as ended:
-        verify_checkpoint.main()
+        main()
     assert ended.value.code == 1
 
 
@@ -94,8 +95,7 @@ def test_structure_only_reads_no_weights(
 def test_command_line_compares_the_two_formats(folders: dict[str, Path]) -> None:
     output = run_child(
         [
-            "-m",
-            "megatron_longrope2.tools.verify_checkpoint",
+            *("-m", "megatron_longrope2", "verify"),
             *map(str, (folders["back"], folders["megatron"])),
         ]
     )

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, save_model
 
@@ -32,8 +33,8 @@ def vllm_rotation(config: dict[str, Any], max_model_len: int) -> tuple[np.ndarra
 def test_vllm_rotates_by_our_angles(variant: str, rotary_dim: int, tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf", variant)
     factors = longrope2_factors(tmp_path, rotary_dim)
-    import_hf(hf, tmp_path / "megatron", rope_factors=tmp_path / "factors.json")
-    export_hf(tmp_path / "megatron", tmp_path / "back")
+    import_hf(ImportSettings(hf, tmp_path / "megatron", rope_factors=tmp_path / "factors.json"))
+    export_hf(ExportSettings(tmp_path / "megatron", tmp_path / "back"))
     config = json.loads((tmp_path / "back/config.json").read_text())
     for length, window in ((ORIGINAL, "short"), (ORIGINAL + 1, "long")):
         inv_freq, magnitude = vllm_rotation(config, length)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.data.needle_keys import key_pool
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION
 from megatron_longrope2.rope import RopeFactors, make_factors
@@ -92,7 +93,7 @@ def write_model(folder: Path) -> None:
         **factors_to_hf(factors()),
     )
     LlamaForCausalLM(config).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "megatron")
+    import_hf(ImportSettings(folder / "hf", folder / "megatron"))
 
 
 def prompts() -> list[list[int]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.rope import make_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VOCAB, save_model
@@ -35,7 +36,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ntk", rope_base=10000.0, rotary_dim=16, original_length=ORIGINAL, target_length=TARGET
     ).save(folder / "factors.json")
     save_model(folder / "hf")
-    import_hf(folder / "hf", folder / "base", rope_factors=folder / "factors.json")
+    import_hf(ImportSettings(folder / "hf", folder / "base", rope_factors=folder / "factors.json"))
     rng = np.random.default_rng(0)
     for pool, low, high in (("short", 10, ORIGINAL), ("long", ORIGINAL + 1, 400)):
         documents = (rng.integers(0, VOCAB, int(length)) for length in rng.integers(low, high, 100))

@@ -119,8 +119,9 @@ def test_gpus_and_packages(write: Write, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_cut_off_checkpoint(tmp_path: Path) -> None:
     from megatron_longrope2.checkpoint.import_hf import import_hf
+    from megatron_longrope2.checkpoint.settings import ImportSettings
 
-    import_hf(BASE, tmp_path / "base")
+    import_hf(ImportSettings(BASE, tmp_path / "base"))
     assert list(preflight._checkpoint_problems(tmp_path / "base")) == []
     (file,) = (tmp_path / "base/release").glob("*.distcp")
     with file.open("r+b") as stream:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.settings import ImportSettings
 from tests.checkpoint.test_parity import run_child
 from tests.checkpoint.tiny_models import VOCAB, save_model
 
@@ -26,7 +27,7 @@ def answer(folder: Path) -> str:
 
 def test_tokenizer_of_a_moved_checkpoint(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    import_hf(save_model(tmp_path / "hf"), here)
+    import_hf(ImportSettings(save_model(tmp_path / "hf"), here))
     here.rename(there)
     assert answer(there) == f"{there / 'tokenizer'} {VOCAB}"
     (there / "tokenizer").rename(tmp_path / "gone")

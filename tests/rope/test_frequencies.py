@@ -1,4 +1,4 @@
-"""Check values of METHOD section 1."""
+"""Periods and critical dimensions of Phi3-mini and LLaMA3-8B (LongRoPE2, section 2)."""
 
 import math
 
@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import critical_dim, periods
-from megatron_longrope2.rope.frequencies import angles
+from megatron_longrope2.rope.frequencies import angles, critical_dim, periods
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ def test_critical_dim_check_values(
 
 
 def test_periods_of_phi3_mini() -> None:
-    # METHOD prints whole tokens, cut off.
+    # Whole tokens, cut off.
     assert int(periods(10000, 96)[47]) == 51861
     assert int(periods(10000, 96)[7]) == 24
 

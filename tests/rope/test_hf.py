@@ -195,7 +195,7 @@ def test_reads_the_old_key_and_the_top_level_length() -> None:
 
 
 def test_llama3_8b_default_attention_factor_where_the_config_is_silent() -> None:
-    """METHOD section 6: transformers would apply 1.1435 where the config is silent."""
+    """transformers applies sqrt(1 + ln 16 / ln 8192) = 1.1435 where the config is silent."""
     written = LLAMA | {"head_dim": 128} | factors_to_hf(load_factors("llama3-8b-128k"))
     for schema in ("rope_scaling", "rope_parameters"):
         for name in ("attention_factor", "short_mscale", "long_mscale"):
@@ -206,7 +206,7 @@ def test_llama3_8b_default_attention_factor_where_the_config_is_silent() -> None
 
 
 def test_written_config_has_what_each_reader_looks_for() -> None:
-    """The one config of INTEROP section 2."""
+    """One config that transformers 4 and 5 and vLLM read alike."""
     published = load_factors("llama3-8b-128k")
     written = factors_to_hf(published)
     shared = {
@@ -408,9 +408,7 @@ def test_check_folder(tmp_path: Path) -> None:
         "not rescaled yet, max_position_embeddings 256"
     )
     longer = LLAMA | {"max_position_embeddings": 512}
-    assert check_folder(factors, folder(tmp_path, longer)).endswith(
-        "512, not the original length of the factors"
-    )
+    assert check_folder(factors, folder(tmp_path, longer)).endswith("512, not the factors' original length")
     exported = folder(tmp_path, merge_into_hf(LLAMA, factors, "c"))
     assert check_folder(factors, exported).endswith("config.json: fits; carries these factors")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Check values of METHOD section 2, the OOD bound, and what the methods refuse."""
+"""Check values of the methods (LongRoPE2, section 2), the OOD bound, and what the methods refuse."""
 
 import math
 from typing import Any

@@ -63,6 +63,6 @@ def test_refuses_a_dimension_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_refuses_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"factors.xyz: cannot write a .xyz picture; use one of .*png"):
+    with pytest.raises(InputError, match=r"factors.xyz: Format 'xyz' is not supported .*png"):
         plot_factors({"published": LLAMA3}, tmp_path / "factors.xyz")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ def test_summary_names_what_is_out_of_distribution() -> None:
 
 
 def test_factor_table_row_by_row() -> None:
-    """Phi3-mini (METHOD section 1): P_7 = 24, P_47 = 51861 tokens, d_tcd = 31."""
+    """Phi3-mini: P_7 = 24, P_47 = 51861 tokens, d_tcd = 31."""
     factors = make_factors("none", rope_base=10000, rotary_dim=96, original_length=2048, target_length=131072)
     rows = [line.split() for line in factor_table(factors).splitlines()]
     assert rows[0] == ["dim", "period", "periods", "factor", "rescaled", "range"]

@@ -53,8 +53,9 @@ def write_model(folder: Path, books: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "hf")
     from megatron_longrope2.checkpoint.import_hf import import_hf  # not needed to score
+    from megatron_longrope2.checkpoint.settings import ImportSettings
 
-    import_hf(folder / "hf", folder / "megatron", original_length=ORIGINAL)
+    import_hf(ImportSettings(folder / "hf", folder / "megatron", original_length=ORIGINAL))
     return folder / "megatron"
 
 

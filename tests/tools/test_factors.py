@@ -1,4 +1,4 @@
-"""longrope2-factors as a user calls it: every command once, and what bad input gets."""
+"""`longrope2 factors` as a user calls it: every command once, and what bad input gets."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from megatron_longrope2.cli import main
 from megatron_longrope2.rope import load_factors, make_factors
-from megatron_longrope2.tools.rescale_rope import main
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -33,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["longrope2-factors", *words])
+    monkeypatch.setattr(sys, "argv", ["longrope2", "factors", *words])
     try:
         main()
     except SystemExit as end:
@@ -125,13 +125,14 @@ def checkpoint(place: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from megatron_longrope2.checkpoint.import_hf import import_hf
+    from megatron_longrope2.checkpoint.settings import ImportSettings
 
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_key_value_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(**(CONFIG | sizes)))
     (place / "model/config.json").write_text(json.dumps(model.config.to_dict()))
     save_file(model.state_dict(), place / "model/model.safetensors", metadata={"format": "pt"})
     NTK.save(place / "f.json")
-    import_hf(place / "model", place / "checkpoint", rope_factors=place / "f.json")
+    import_hf(ImportSettings(place / "model", place / "checkpoint", rope_factors=place / "f.json"))
     return place / "checkpoint"
 
 
@@ -185,7 +186,7 @@ def test_make_refusals(
         (["show", "f.csv"], "f.csv: rope_base: a CSV does not hold it"),
         (
             ["show", "llama3-8b-128k", "--rope-base", "10000"],
-            "rope_base: the factors are for 500000, not 10000",
+            "rope_base: the factors are for 500000, the model has 10000",
         ),
         (
             ["convert", "yarn.json", "--to", "hf", "--output", "c.json"],
@@ -210,8 +211,8 @@ def test_other_refusals(
 
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
-    """`longrope2-factors show ... | head -1`."""
-    command = [sys.executable, "-m", "megatron_longrope2.tools.rescale_rope", "show", "llama3-8b-128k"]
+    """`longrope2 factors show ... | head -1`."""
+    command = [sys.executable, "-m", "megatron_longrope2", "factors", "show", "llama3-8b-128k"]
     reader, writer = os.pipe()
     os.close(reader)
     root = Path(__file__).parents[2]
