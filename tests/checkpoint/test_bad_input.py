@@ -236,9 +236,10 @@ def test_original_length_that_contradicts(tmp_path: Path) -> None:
 
 
 def test_output_that_exists(hf: Path, megatron: Path) -> None:
-    for convert, source in ((import_hf, hf), (export_hf, megatron)):
-        with pytest.raises(InputError, match="exists already and is not empty"):
-            convert(source, hf)
+    with pytest.raises(InputError, match="exists already and is not empty"):
+        import_hf(ImportSettings(hf, hf))
+    with pytest.raises(InputError, match="exists already and is not empty"):
+        export_hf(ExportSettings(megatron, hf))
     assert (hf / "model.safetensors").exists()
 
 
