@@ -30,6 +30,7 @@ setup(
         "megatron-core[training]==0.19.*",
         "torch>=2.11",
         "numpy",
+        "scipy",
         "packaging",
         "cyclopts>=5",
         "tabulate",

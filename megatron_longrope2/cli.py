@@ -4,6 +4,7 @@ Each verb is a function in `tools/`, imported when it is called. Its options are
 fields of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,6 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        longrope2()(exit_on_error=False, print_error=False)
+        longrope2()(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         raise InputError(f"{str(error).strip()} See `longrope2 --help`.") from error

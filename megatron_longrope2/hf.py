@@ -2,16 +2,15 @@
 
 transformers chooses the RoPE window once a forward call, for the whole batch, from the highest position in
 it, and keeps its key-value cache when a sequence crosses the original length: Llama then mixes two rotations,
-and a short prompt padded beside a long one gets the long factors. `load` gives the same model with both
-mended:
+and a short prompt padded beside a long one gets the long factors. `load` returns the same model without these
+faults:
 
-- every row of a batch has its own window, by its own length without padding;
+- every row of a batch has its own window, which follows from its own length without padding;
 - when a row crosses the original length, `generate` drops the cache and computes the sequences once more;
 - a forward call that would use a cache of the other window is refused;
 - angles are formed in float64, and the two windows may have different attention factors.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors, load_factors
+from megatron_longrope2.rope.angles import reduced
 from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
 
 
@@ -51,7 +51,7 @@ def load(
 
 
 def set_factors(model: PreTrainedModel, factors: RopeFactors) -> None:
-    """Let a loaded model use these factors, in both windows, from the next call on.
+    """Make a loaded model use these factors, in both windows, from the next call on.
 
     Raises:
         InputError: the model has no rotary embedding where Llama has it, or another rotary dimension.
@@ -87,8 +87,8 @@ class WindowRotaryEmbedding(torch.nn.Module):
         """Cosine and sine [batch, n, rotary_dim] in x's type, for position_ids [batch, n].
 
         Raises:
-            InputError: a position is beyond the target length, or the call goes on from a cache of the short
-                window in the long one.
+            InputError: a position is beyond the target length, or the call continues in the long window from
+                a cache of the short one.
         """
         factors = self.factors
         first, last = position_ids.amin(1), position_ids.amax(1)
@@ -101,16 +101,14 @@ class WindowRotaryEmbedding(torch.nn.Module):
         long = last >= factors.original_length
         if bool((long & (first > 0) & (first <= factors.original_length)).any()):
             raise InputError(
-                f"past_key_values: a sequence crosses the original length of "
-                f"{factors.original_length} tokens "
-                "with a cache made before it; call the model without the cache, or use `generate`"
+                f"past_key_values: a sequence crosses the original length of {factors.original_length} "
+                "tokens with a cache made before it; call the model without the cache, or use `generate`"
             )
         device = position_ids.device
         frequencies = torch.stack(
             [torch.as_tensor(factors.inv_freq(w), device=device) for w in ("short", "long")]
         )
-        angles = position_ids.double()[..., None] * frequencies[long.long()][:, None]
-        angles = (torch.remainder(angles + math.pi, 2 * math.pi) - math.pi).float()
+        angles = reduced(position_ids.double()[..., None] * frequencies[long.long()][:, None])
         angles = torch.cat([angles, angles], dim=-1)
         scales = torch.tensor([factors.attention_factor.short, factors.attention_factor.long], device=device)
         scale = scales[long.long()][:, None, None]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
+from scipy.stats import t as student
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -24,8 +26,11 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     if not values:
         raise ValueError("an interval needs at least one value")
     count = len(values)
-    half = t_quantile(count - 1) * stdev(values) / math.sqrt(count) if count > 1 else math.inf
-    return Estimate(fmean(values), half, count)
+    if count == 1:
+        return Estimate(values[0], math.inf, 1)
+    return Estimate(
+        fmean(values), float(student.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count), count
+    )
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
@@ -46,27 +51,11 @@ def exponential_interval(estimate: Estimate) -> tuple[float, float]:
 def proportion_interval(successes: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, which stays sensible at 0 and 1.
 
-    Successes may be partial ones, from 0 to 1 each: their variance is at most that of whole ones, so the
-    interval is then wider than it need be.
+    Successes may be partial, from 0 to 1 each, which scipy's does not take: their variance is at most that of
+    whole ones, so the interval is then wider than it need be.
     """
     z = NormalDist().inv_cdf(0.975)
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def t_quantile(degrees: int, probability: float = 0.975) -> float:
-    """Student's t quantile: exact for 1 and 2 degrees, else the expansion of Abramowitz and Stegun 26.7.5."""
-    if degrees == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if degrees == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))

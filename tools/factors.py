@@ -1,9 +1,9 @@
-"""RoPE rescaling factors: make them, look at them, compare, check against a model, convert."""
+"""`longrope2 factors`: rescaling factors without model or GPU."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
@@ -13,14 +13,13 @@ from megatron_longrope2.rope.methods import Method
 from megatron_longrope2.rope.options import Model
 from megatron_longrope2.rope.tables import comparison_table, factor_table, summary
 
-main = App(
-    name="factors",
-    help="Make, show, compare, check and convert rescaling factors.\n\n"
-    "FACTORS is a factor file (.json), a CSV of long factors (one a line), a Hugging Face model folder whose "
-    f"RoPE is rescaled, or the name of a published set: {', '.join(published_names())}. A CSV needs the "
-    "options that say what model it is for.",
-)
+main = App(name="factors", help="Make, show, compare, check and convert rescaling factors.")
 ANY_MODEL = Model()
+FACTORS = Parameter(
+    help="A factor file (.json), a CSV of long factors (one a line), a Hugging Face model folder whose RoPE "
+    f"is rescaled, or the name of a published set: {', '.join(published_names())}. A CSV needs the options "
+    "that say what model it is for."
+)
 
 
 @main.command
@@ -59,12 +58,16 @@ def make(
 
 @main.command
 def show(
-    factors: str, /, *, plot: Path | None = None, cosine: int | None = None, model: Model = ANY_MODEL
+    factors: Annotated[str, FACTORS],
+    /,
+    *,
+    plot: Path | None = None,
+    cosine: int | None = None,
+    model: Model = ANY_MODEL,
 ) -> None:
     """Print a table: every dimension's period and factor, and whether it stays in distribution.
 
     Args:
-        factors: The set to show.
         plot: Also draw the factors by dimension into this image.
         cosine: Let the plot show the cosine of this dimension instead.
     """
@@ -83,15 +86,16 @@ def show(
 
 
 @main.command
-def compare(factors: tuple[str, ...], /, *, plot: Path | None = None, model: Model = ANY_MODEL) -> None:
+def compare(
+    factors: Annotated[tuple[str, ...], FACTORS], /, *, plot: Path | None = None, model: Model = ANY_MODEL
+) -> None:
     """Print several sets in one table.
 
     Args:
-        factors: The sets to compare.
         plot: Also draw them into this image.
     """
     stems = [Path(place).stem for place in factors]
-    labels = [place if stems.count(stem) > 1 else stem for place, stem in zip(factors, stems, strict=True)]
+    labels = stems if len(set(stems)) == len(stems) else factors
     sets = {label: model.load(place) for label, place in zip(labels, factors, strict=True)}
     print(comparison_table(sets))
     if plot is not None:
@@ -102,11 +106,12 @@ def compare(factors: tuple[str, ...], /, *, plot: Path | None = None, model: Mod
 
 
 @main.command
-def check(factors: str, /, *, checkpoint: Path | None = None, model: Model = ANY_MODEL) -> None:
+def check(
+    factors: Annotated[str, FACTORS], /, *, checkpoint: Path | None = None, model: Model = ANY_MODEL
+) -> None:
     """Check that factors are valid, fit a model, and are the ones that it carries.
 
     Args:
-        factors: The set to check.
         checkpoint: A Megatron checkpoint to check against.
     """
     held = model.load(factors)
@@ -121,7 +126,7 @@ def check(factors: str, /, *, checkpoint: Path | None = None, model: Model = ANY
 
 @main.command
 def convert(
-    factors: str,
+    factors: Annotated[str, FACTORS],
     /,
     *,
     output: Path,
@@ -132,7 +137,6 @@ def convert(
     """Convert factors between factor file, CSV and Hugging Face config.
 
     Args:
-        factors: The set to convert.
         output: The file to write.
         to: The format to write. The format hf is the config.json of --hf-dir with its RoPE replaced, or the
             RoPE fields alone without that option. If not given, the suffix of the output decides between csv

@@ -131,18 +131,9 @@ def open_checkpoint(
     tensors = MegatronTensors(load_dir)
     config = _base_config(tensors, base_dir)
     check_args(config, tensors.args, str(tensors.folder))
-    rows = tensors.specs[EMBEDDING.megatron].shape[0] if EMBEDDING.megatron in tensors.specs else 0
-    dims = config.dims()
-    if rows < dims.vocab_size:
-        raise InputError(
-            f"{tensors.folder}: {EMBEDDING.megatron}: {rows} rows, config.json's vocab_size is "
-            f"{dims.vocab_size}"
-        )
-    dims = dims.padded(rows)
-    expected = {}
-    for mapping in config.mappings():
-        shape = mapping.megatron_shape(dims)
-        expected[mapping.megatron] = (dims.num_layers, *shape) if mapping.in_layers else shape
+    dims, embedding = config.dims(), tensors.specs.get(EMBEDDING.megatron)
+    dims = dims.padded(max(dims.vocab_size, embedding.shape[0] if embedding else 0))
+    expected = {mapping.megatron: mapping.stacked_shape(dims) for mapping in config.mappings()}
     found = {name: spec.shape for name, spec in tensors.specs.items()}
     check_tensors(found, expected, tensors.folder, config.model_type)
     return MegatronSource(config, tensors, dims, _factors(config, tensors, rope_factors))
@@ -172,5 +163,5 @@ def _factors(
     if saved is None:
         return None
     factors = RopeFactors.from_dict(saved, source=f"{tensors.folder}: longrope2_factors")
-    # The un-rescaled RoPE, which a run without factors trains: config.json says the same by saying nothing.
+    # A run without factors trains the plain RoPE, which config.json states by having no rope type.
     return None if factors.method == "none" and config.factors() is None else factors

@@ -25,7 +25,12 @@ _FROM_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class HFTensors:
-    """The tensors of a Hugging Face folder, read lazily: a file is mapped for one tensor and let go again."""
+    """The tensors of a Hugging Face folder, read lazily: a file is mapped for one tensor at a time.
+
+    Attributes:
+        folder: the folder.
+        specs: name to shape and dtype.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Read the headers.
@@ -97,16 +102,16 @@ def _header(path: Path) -> Iterator[TensorSpec]:
 def write_safetensors(
     folder: Path, specs: list[TensorSpec], tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
 ) -> None:
-    """Write tensors into sharded safetensors files, with an index where there is more than one.
+    """Write tensors into sharded safetensors files, with an index where there is more than one file.
 
-    Each tensor is written when it comes and never kept: the library's own writer wants a whole file's tensors
+    Each tensor is written when it comes and never kept; the library's own writer wants all tensors of a file
     in memory.
 
     Args:
         folder: exists.
         specs: every tensor that will come.
         tensors: names and tensors, in any order; dtypes and shapes as in `specs`.
-        max_shard_bytes: upper bound of a file's size (of its tensors).
+        max_shard_bytes: upper bound of a file's size (counting its tensors only).
 
     Raises:
         OSError: no space.

@@ -42,7 +42,7 @@ def write_side_files(
         base: folder with the tokenizer that training used.
         target: new folder.
         config: its config.json.
-        factors: what the card tells of; None where the RoPE is not rescaled.
+        factors: described in the card; None where the RoPE is not rescaled.
         tensors: the checkpoint that is exported, for the card.
     """
     copy_side_files(base, target)
@@ -63,44 +63,31 @@ def write_side_files(
 
 
 def _card(config: dict[str, Any], factors: RopeFactors | None, tensors: MegatronTensors) -> str:
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "",
+    checkpoint = f"{tensors.folder.parent.name}/{tensors.folder.name}"
+    paragraphs = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {config['architectures'][0] if config.get('architectures') else config['model_type']}",
-        "",
-        f"Exported by megatron-longrope2 {__version__} from a Megatron checkpoint "
-        f"(`{tensors.folder.parent.name}/{tensors.folder.name}`, {tensors.iteration} training iterations).",
-        "",
+        f"Exported by megatron-longrope2 {__version__} from a Megatron checkpoint (`{checkpoint}`, "
+        f"{tensors.iteration} training iterations).",
+        *([] if factors is None else _rope_section(factors)),
     ]
-    return "\n".join([*lines, *(_rope_section(factors) if factors else [])])
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _rope_section(factors: RopeFactors) -> list[str]:
-    original, target = factors.original_length, factors.target_length
-    attention = factors.attention_factor
+    original, attention = factors.original_length, factors.attention_factor
     return [
         "## Context window",
-        "",
-        f"Extended from {original} to {target} tokens ({factors.scale:g} times) with RoPE factors from "
-        f"`{factors.method}`; they are in `config.json` (rope type `longrope`) and `factors.json`.",
-        f"Up to {original} tokens the angles are the original model's. Attention factor: {attention.short:g} "
-        f"(short), {attention.long:g} (long).",
-        "",
-        "What readers do:",
-        "",
+        f"Extended from {original} to {factors.target_length} tokens ({factors.scale:g} times) with RoPE "
+        f"factors from `{factors.method}`; they are in `config.json` (rope type `longrope`) and "
+        f"`factors.json`. Up to {original} tokens the angles are the original model's. The attention factor "
+        f"is {attention.short:g} in the short window and {attention.long:g} in the long one.",
+        "Readers choose between the windows as follows:",
         "- transformers changes to the long factors when the longest position of a forward call passes "
-        f"{original}. A cached generation that crosses it keeps keys of the short factors: begin again with "
-        "an empty cache and the whole text when it crosses.",
+        f"{original}. A cached generation that crosses it keeps keys of the short factors: start again with "
+        "an empty cache and the whole text when it crosses.\n"
         f"- vLLM chooses once: short factors with `--max-model-len {original}` or less, long ones above, for "
         "short prompts too.",
-        "",
         "## Provenance",
-        "",
-        "```json",
-        json.dumps(factors.provenance, indent=2),
-        "```",
-        "",
+        f"```json\n{json.dumps(factors.provenance, indent=2)}\n```",
     ]

