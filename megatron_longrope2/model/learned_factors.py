@@ -102,8 +102,7 @@ def as_learned(
     """Factors of the start's model, named "longrope2-learned".
 
     A learned vector has no critical dimension of its own: it is given as the first dimension whose factor
-        reaches
-    the scale.
+    reaches the scale.
     """
     reached = [i for i, value in enumerate(long_factor) if value >= start.scale * (1 - 1e-9)]
     return replace(
@@ -114,7 +113,6 @@ def as_learned(
         short_factor=(),
         attention_factor=AttentionFactor(long=attention),
         provenance=provenance or {},
-        source=METHOD,
     )
 
 
