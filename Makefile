@@ -23,7 +23,7 @@ $(VENV)/.installed: setup.py constraints.txt
 
 # The whole pipeline on this machine; see examples/tiny_cpu/README.md.
 demo: env
-	$(PYTHON) examples/tiny_cpu/run.py
+	$(PYTHON) -m examples.tiny_cpu.run
 
 test: env
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile

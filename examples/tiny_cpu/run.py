@@ -1,5 +1,7 @@
 """The whole LongRoPE2 pipeline on a tiny model: 256 -> 2048 tokens on two CPU cores.
 
+    python -m examples.tiny_cpu.run
+
 Every stage is a command as a cluster runs it; `logs/` in the run's folder shows each command with its output.
 A run that was cut off continues where it was. See README.md beside this file.
 """
@@ -8,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cyclopts import App
-from report import write_report
-from stages import ROOT, Stage, longrope2, run_stages, save_settings
 
+from examples.tiny_cpu.report import write_report
+from examples.tiny_cpu.stages import ROOT, Stage, longrope2, run_stages, save_settings
 from megatron_longrope2.errors import run_main
 
 HERE = Path(__file__).parent

@@ -2,13 +2,12 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.small_gpu.run import CLOSED_FORM, QUICK, SEARCHES, Recipe, stages
+from examples.small_gpu.run import CLOSED_FORM, QUICK, SEARCHES, Recipe, main, stages
 from megatron_longrope2.evaluation.ruler import TASKS
 from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
@@ -63,20 +62,13 @@ def test_without_a_gpu_the_one_command_says_so() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_stages")
 def test_every_stage(tmp_path: Path) -> None:
     for split, names in (("train", ["01_genesis", "02_exodus"]), ("held_out", ["05_deuteronomy"])):
         (tmp_path / "books" / split).mkdir(parents=True)
         for name in names:
             shutil.copy(BOOKS / split / f"{name}.txt", tmp_path / "books" / split)
-    command = ("-m", "examples.small_gpu.run", "--quick", "--books", tmp_path / "books")
-    finished = subprocess.run(
-        [sys.executable, *map(str, command), "--output", str(tmp_path / "run")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-5000:]
+    main(output=tmp_path / "run", books=str(tmp_path / "books"), quick=True)
     results = tmp_path / "run/results"
     about = read_json(results / "run.json")
     assert about["settings"]["target_length"] == QUICK.target_length

@@ -1,32 +1,19 @@
 """`make demo`, every stage of it, on next to nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from examples.tiny_cpu.run import main
+
 SCORES = {"needle_ppl_target", "needle_accuracy_target", "needle_accuracy_original", "short_ppl"}
 
 
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "examples/tiny_cpu/run.py", "--quick", "--output", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory, forked_stages: None) -> Path:  # noqa: ARG001
     folder = tmp_path_factory.mktemp("demo") / "run"
-    finished = run(folder)
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-5000:]
+    main(output=folder, quick=True)
     return folder
 
 
@@ -72,18 +59,8 @@ def test_pictures_and_text_are_there(demo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_run_again(demo: Path) -> None:
-    before = os.stat(demo / "measured/none/needle.json").st_mtime_ns
-    finished = run(demo)
-    assert finished.returncode == 0
-    assert "search: done before" in finished.stdout
-    assert os.stat(demo / "measured/none/needle.json").st_mtime_ns == before
-
-
-def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"target_length": 1024}')
-    finished = run(tmp_path)
-    assert finished.returncode == 2
-    assert finished.stderr == (
-        f"error: {tmp_path}: made with other settings; remove it or choose another --output\n"
-    )
+def test_a_finished_run_is_not_run_again(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (demo / "measured/none/needle.json").stat().st_mtime_ns
+    main(output=demo, quick=True)
+    assert "search: done before" in capsys.readouterr().out
+    assert (demo / "measured/none/needle.json").stat().st_mtime_ns == before
