@@ -106,11 +106,7 @@ def _data(settings: Settings, stage: StageSettings) -> list[str]:
 def _measure(settings: Settings, measure: str) -> list[str]:
     kind, *options = settings.words(measure)
     stage, run = settings.stages["evaluate"], settings.run
-    given: dict[str, object] = {"output": run / "evaluation"}
-    if kind == "lm-eval":
-        given["hf-dir"] = run / "hf"
-    else:
-        given |= {"load": run / "checkpoints", **_layout(stage)}
-        if settings.model.held_out_books:
-            given["books"] = settings.model.held_out_books
+    given = {"load": run / "checkpoints", "output": run / "evaluation", **_layout(stage)}
+    if settings.model.held_out_books:
+        given["books"] = settings.model.held_out_books
     return ["evaluate", kind, *_options(given), *options, *settings.words(stage.options)]

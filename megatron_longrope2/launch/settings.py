@@ -29,7 +29,7 @@ NEEDS = {
     "search": ("import",),
     "train": ("import", "preprocess", "needles", "search"),
     "export": ("train",),
-    "evaluate": ("train", "export"),
+    "evaluate": ("train",),
 }
 """The stages in order, and which of them each waits for if they are part of the chain."""
 

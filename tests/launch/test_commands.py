@@ -34,11 +34,11 @@ def test_factors_instead_of_a_search(write: Write) -> None:
 
 
 def test_measures(write: Write, tmp_path: Path) -> None:
-    needle, harness = stage_commands(load_settings(write()), "evaluate")
-    assert needle[:2] == ["evaluate", "needle"]
-    assert needle[needle.index("--load") + 1] == str(tmp_path / "run/checkpoints")
-    assert "--load" not in harness
-    assert harness[harness.index("--hf-dir") + 1] == str(tmp_path / "run/hf")
+    for kind, words in zip(
+        ("needle", "lm-eval"), stage_commands(load_settings(write()), "evaluate"), strict=True
+    ):
+        assert words[:2] == ["evaluate", kind]
+        assert words[words.index("--load") + 1] == str(tmp_path / "run/checkpoints")
 
 
 @pytest.mark.parametrize("stage", [name for name in NEEDS if name != "train"])
