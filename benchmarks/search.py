@@ -29,7 +29,7 @@ from benchmarks.searching import search_settings
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
-from megatron_longrope2.search.evolve import EvolutionStrategy
+from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.run import load, prepare
 from megatron_longrope2.search.space import SpaceKind
 
@@ -156,7 +156,7 @@ def _full_searches(settings: Settings) -> list[dict[str, Any]]:
             model = model or load(full)
             search = prepare(full, model)
             search.session.scorer = scorer
-            outcome = search.session.run(EvolutionStrategy(search.session, search.space, prune=False))
+            outcome = search.session.run(Evolution(search.session, search.space, prune=False))
         cost = {name: getattr(outcome.cost, name) for name in ("seconds", "evaluations")}
         found.append({**cost, "perplexity": outcome.perplexity})
     return found

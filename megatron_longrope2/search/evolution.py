@@ -1,12 +1,13 @@
-"""The evolution: breeds candidates from the best so far. Pure: no model, no files, no clock.
+"""The evolution as a session's strategy: generations, bred from the best so far and raced over all ranks.
 
-Everything random is drawn here, between the end of one generation and the beginning of the next, from one
-generator: the candidates depend on the seed and on the scores of the best, not on who evaluated what when. No
-    vector
-is proposed twice.
+Everything random is drawn between the end of one generation and the beginning of the next, from one
+    generator: the
+candidates depend on the seed and on the scores of the best, not on who evaluated what when. No vector is
+proposed twice.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.search.candidate import Candidate
+from megatron_longrope2.search.candidate import Candidate, perplexity
 from megatron_longrope2.search.individual import Individual
-from megatron_longrope2.search.settings import EvolutionSettings
+from megatron_longrope2.search.race import Race
+from megatron_longrope2.search.session import Outcome, Session
 from megatron_longrope2.search.space import SearchSpace
 
 ATTEMPTS = 50
@@ -24,37 +26,33 @@ ATTEMPTS = 50
 
 
 class Evolution:
-    """The search as a sequence of generations.
+    """Evolves factors on a session's model (LongRoPE2, Algorithms 1 and 2).
 
     Args:
+        session: scores the candidates; its settings say how many there are, and the seed.
         space: where candidates come from.
-        settings: sizes and probability.
-        seed: of everything random.
-        samples: that a candidate is scored on.
         given: warm starts, members of the first generation.
+        prune: False scores every candidate on every sample (for comparison).
 
     Raises:
         InputError: the population has no room for what must be in it.
     """
 
+    unit = "eval"
+
     def __init__(
-        self,
-        space: SearchSpace,
-        settings: EvolutionSettings,
-        seed: int,
-        samples: int,
-        given: Sequence[RopeFactors] = (),
+        self, session: Session, space: SearchSpace, given: Sequence[RopeFactors] = (), prune: bool = True
     ) -> None:
-        self.space = space
-        self.settings = settings
-        self.samples = samples
-        self.rng = np.random.default_rng(seed)
+        self.session, self.space, self.prune = session, space, prune
+        self.settings = session.settings.evolution
+        self.rng = np.random.default_rng(session.settings.seed)
         self.parents: list[Candidate] = []
         self.candidates: list[Candidate] = []
         """The generation that is being scored; empty when the search is over."""
         self.history: list[dict[str, Any]] = []
         self.proposed = 0
         self._seen: set[str] = set()
+        settings = self.settings
         self._propose(
             space.initial_population(settings.population, settings.mutation_probability, given, self.rng)
         )
@@ -65,35 +63,68 @@ class Evolution:
         return len(self.history)
 
     @property
-    def best(self) -> Candidate:
-        """The best so far; there is one after the first generation."""
-        return self.parents[0]
+    def done(self) -> int:
+        """Pairs that were scored or pruned."""
+        return self.session.cost.evaluations + self.session.cost.pruned
 
-    def next_generation(self) -> None:
-        """Choose the parents by the scores of the candidates, and breed the next generation.
+    @property
+    def total(self) -> int:
+        """Pairs of the whole search without pruning, within the budget."""
+        return self.settings.candidates * len(self.session.samples)
 
-        A candidate that is above the `settings.keep`-th best full score (parents included) need not be
-        complete: its score counts as infinite, which changes nothing.
+    @property
+    def finished(self) -> bool:
+        """Whether all generations are scored."""
+        return not self.candidates
+
+    def advance(self) -> bool:
+        """Score as many pairs at once as there are workers; after the last, breed the next generation."""
+        limit = self.settings.max_evaluations
+        if self.finished or (limit is not None and self.proposed > limit):
+            return False
+        if pairs := self._race.pairs(self.session.scorer.workers):
+            self.session.score(pairs)
+        else:
+            self._next_generation()
+        return True
+
+    def _next_generation(self) -> None:
+        """Choose the parents by the candidates' scores, and breed.
+
+        A candidate that is above the `keep`-th best full score (parents included) need not be complete: its
+        score counts as infinite, which changes nothing.
 
         Raises:
             InputError: no candidate so far has a finite score.
         """
-        finite = [one for one in self.candidates if one.complete and not one.failed]
-        self.parents = sorted([*self.parents, *finite], key=lambda one: one.order)[: self.settings.keep]
+        self.session.cost.close(self.candidates)
+        scored = [one for one in [*self.parents, *self.candidates] if one.score < math.inf]
+        self.parents = sorted(scored, key=lambda one: one.order)[: self.settings.keep]
         if not self.parents:
             raise InputError(
                 "search: no candidate has a finite score: the model gives NaN or infinite loss on every one; "
                 "check the checkpoint, or use float32"
             )
+        best, scores = self.parents[0], [one.score for one in self.parents]
         self.history.append(
             {
                 "generation": self.generation,
                 "candidates": len(self.candidates),
-                "best_score": self.best.score,
-                "best_critical_dim": self.best.factors.critical_dim,
-                "best_origin": self.best.origin.origin,
+                "best_score": best.score,
+                "best_critical_dim": best.factors.critical_dim,
+                "best_origin": best.origin.origin,
                 "parents": [[one.factors.critical_dim, one.score] for one in self.parents],
             }
+        )
+        self.session.log(
+            self.generation,
+            {
+                "best_perplexity": perplexity(best.score),
+                "parents_perplexity": perplexity(math.fsum(scores) / len(scores)),
+                "critical_dim": best.origin.critical_dim,
+                "evaluations": self.session.cost.evaluations,
+                "evaluations_pruned": self.session.cost.pruned,
+            },
         )
         self._propose(self._breed() if self.generation <= self.settings.iterations else [])
 
@@ -101,10 +132,14 @@ class Evolution:
         self.candidates = [self._candidate(individual) for individual in individuals]
         self.proposed += len(individuals)
         self._seen.update(map(_digest, individuals))
+        self._new_race()
+
+    def _new_race(self) -> None:
+        self._race = Race(self.candidates, self.settings.keep, self.parents, self.prune)
 
     def _candidate(self, individual: Individual) -> Candidate:
         factors = self.space.to_factors(individual, "candidate", {})
-        return Candidate.unscored(factors, self.samples, individual)
+        return Candidate.unscored(factors, len(self.session.samples), individual)
 
     def _breed(self) -> list[Individual]:
         pool = [one.origin for one in self.parents]
@@ -129,8 +164,35 @@ class Evolution:
             return self.space.crossover(first, mates[self.rng.integers(len(mates))], self.rng)
         return self.space.mutate(first, self.settings.mutation_probability, self.rng)
 
+    def status(self) -> dict[str, Any]:
+        """Generation, perplexity and critical dimension of the best."""
+        if not self.parents:
+            return {"generation": 0}
+        best = self.parents[0]
+        found = {"best_ppl": f"{perplexity(best.score):.3f}", "critical_dim": best.factors.critical_dim}
+        return {"generation": self.generation, **found}
+
+    def outcome(self) -> Outcome:
+        """The best that is known exactly, also in a generation that was cut short.
+
+        Raises:
+            InputError: none is.
+        """
+        known = [one for one in [*self.parents, *self.candidates] if one.score < math.inf]
+        if not known:
+            raise InputError(
+                "--max-minutes: over before any candidate was scored whole; run again with more, "
+                "and the search continues where it stopped"
+            )
+        best = min(known, key=lambda one: one.order)
+        settings = self.session.settings
+        plain = settings.space.search_dims == "all" and settings.objective.objective == "document"
+        about = {"space": settings.space.search_space, "dims": settings.space.search_dims}
+        factors = self.space.to_factors(best.origin, "longrope" if plain else "longrope2", {})
+        return self.session.outcome(self, factors, best.score, self.history, about)
+
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs to continue as if nothing had happened, as plain JSON values."""
+        """See `Strategy`."""
         return {
             "rng": self.rng.bit_generator.state,
             "parents": [[one.origin.to_dict(), one.losses_as_json()] for one in self.parents],
@@ -141,13 +203,13 @@ class Evolution:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take in what `state` returned, in an evolution of the same space and settings."""
+        """See `Strategy`."""
         self.rng.bit_generator.state = state["rng"]
         self.parents = [self._restored(*one) for one in state["parents"]]
         self.candidates = [self._restored(*one) for one in state["candidates"]]
-        self._seen = set(state["seen"])
-        self.proposed = state["proposed"]
+        self._seen, self.proposed = set(state["seen"]), state["proposed"]
         self.history = list(state["history"])
+        self._new_race()
 
     def _restored(self, individual: dict[str, Any], losses: list[Any]) -> Candidate:
         candidate = self._candidate(Individual.from_dict(individual))

@@ -67,7 +67,7 @@ def better_half(starts: list[Start], least: int = 1) -> list[Start]:
     return [start for start in starts if start in kept]
 
 
-class GradientStrategy:
+class GradientSearch:
     """Learns factors by gradient on fresh needles, on a session's model.
 
     The session's samples are a validation set: no step is taken on them. What does best there wins, and the
@@ -227,25 +227,14 @@ class GradientStrategy:
     def outcome(self) -> Outcome:
         """The best of all checks."""
         winner = min(self.starts, key=lambda one: one.best_nll)
-        settings = self.session.settings
-        provenance = {
-            "seed": settings.seed,
-            "objective": settings.objective.objective,
-            "start": winner.name,
-            "steps": winner.optimizer.step,
-            "samples": len(self.session.samples),
-            "perplexity": perplexity(winner.best_nll),
-            "model": str(settings.load),
-            "finished": self.finished,
-        }
         best = winner.best
-        return Outcome(
-            factors=as_learned(best, best.long_factor, best.attention_factor.long, provenance),
-            perplexity=perplexity(winner.best_nll),
-            finished=self.finished,
-            history=self.history,
-            cost=self.session.cost,
-            compared={f"start: {winner.name}": winner.optimizer.start},
+        return self.session.outcome(
+            self,
+            as_learned(best, best.long_factor, best.attention_factor.long),
+            winner.best_nll,
+            self.history,
+            {"start": winner.name, "steps": winner.optimizer.step},
+            {f"start: {winner.name}": winner.optimizer.start},
         )
 
     def state(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import RopeFactors, load_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample, document_samples
-from megatron_longrope2.search.evolve import EvolutionStrategy
-from megatron_longrope2.search.gradient import GradientStrategy
+from megatron_longrope2.search.evolution import Evolution
+from megatron_longrope2.search.gradient import GradientSearch
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, comparison_methods, score_samples
 from megatron_longrope2.search.needle_loss import NeedleLoss
 from megatron_longrope2.search.report import write_results
@@ -42,7 +42,7 @@ class Search:
 
     session: Session
     space: SearchSpace
-    strategy: EvolutionStrategy | GradientStrategy
+    strategy: Evolution | GradientSearch
     given: Sequence[RopeFactors]
     held_out: Sequence[Sample]
 
@@ -129,11 +129,11 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
     ]
     fingerprint = _fingerprint(settings, space, samples, given, model)
     session = Session(settings, MegatronScorer(model), samples, fingerprint)
-    strategy: EvolutionStrategy | GradientStrategy
+    strategy: Evolution | GradientSearch
     if settings.algorithm == "gradient":
-        strategy = GradientStrategy(session, space, NeedleLoss(model), sampler, given)
+        strategy = GradientSearch(session, space, NeedleLoss(model), sampler, given)
     else:
-        strategy = EvolutionStrategy(session, space, given)
+        strategy = Evolution(session, space, given)
     return Search(session, space, strategy, given, _held_out(settings, sampler))
 
 
@@ -189,7 +189,7 @@ def expected_cost(settings: SearchSettings) -> dict[str, Any]:
     factors, sample = next(search.space.baselines()), session.samples[0]
     seconds = _timed(lambda: session.scorer([sample], [factors]))
     candidates, steps, seconds_per_step, trained = settings.evolution.candidates, 0, 0.0, 0
-    if isinstance(strategy, GradientStrategy):
+    if isinstance(strategy, GradientSearch):
         candidates, steps = strategy.expected_cost()
         batch = [sample] * settings.gradient.batch_size
         seconds_per_step = _timed(lambda: strategy.loss(LearnedFactors(factors), batch))

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
-from megatron_longrope2.search.candidate import Candidate
+from megatron_longrope2.search.candidate import Candidate, perplexity
 from megatron_longrope2.search.race import Pair, Race
 from megatron_longrope2.search.settings import SearchSettings
 
@@ -170,6 +170,35 @@ class Session:
         for (candidate, number), found in zip(pairs, scores, strict=True):
             candidate.record(number, found.total * self._weight)
         self.cost.evaluations += len(pairs)
+
+    def outcome(
+        self,
+        strategy: Strategy,
+        factors: RopeFactors,
+        score: float,
+        history: list[dict[str, Any]],
+        about: dict[str, Any],
+        compared: dict[str, RopeFactors] | None = None,
+    ) -> Outcome:
+        """What a strategy found, with the provenance that every factor file has.
+
+        Args:
+            factors: the winner, without provenance.
+            score: of the winner, nats a token.
+            about: further provenance.
+        """
+        settings = self.settings
+        provenance = {
+            "seed": settings.seed,
+            "objective": settings.objective.objective,
+            **about,
+            "samples": len(self.samples),
+            "perplexity": perplexity(score),
+            "model": str(settings.load),
+            "finished": strategy.finished,
+        }
+        factors = replace(factors, provenance=provenance)
+        return Outcome(factors, perplexity(score), strategy.finished, history, self.cost, compared or {})
 
     def race(self, candidates: Sequence[Candidate], keep: int) -> None:
         """Score candidates until the best `keep` of them are known exactly."""

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import make_factors
 from megatron_longrope2.search.evolution import Evolution
-from megatron_longrope2.search.race import Race
+from megatron_longrope2.search.session import Cost
 from megatron_longrope2.search.settings import EvolutionSettings
 from megatron_longrope2.search.space import SearchSpace
 
@@ -20,46 +21,66 @@ def _space(kind: str = "paper", dims: str = "critical") -> SearchSpace:
     return SearchSpace(10000.0, 64, 256, 2048, kind, dims)
 
 
+class _Session:
+    """Scores the individuals themselves, in the place of a model; pairs in a shuffled order within each step."""
+
+    def __init__(
+        self, settings: EvolutionSettings, seed: int, loss, workers: int, shuffle: int | None
+    ) -> None:
+        self.settings = SimpleNamespace(evolution=settings, seed=seed)
+        self.samples = range(SAMPLES)
+        self.scorer = SimpleNamespace(workers=workers)
+        self.cost = Cost()
+        self.loss, self.order = loss, random.Random(shuffle)
+
+    def score(self, pairs) -> None:
+        self.order.shuffle(pairs)
+        for candidate, sample in pairs:
+            candidate.record(sample, self.loss(candidate.origin, sample))
+        self.cost.evaluations += len(pairs)
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+
 def _evolution(
-    population: int, iterations: int, *, space=None, seed: int = 0, given=(), **options
+    population: int,
+    iterations: int,
+    loss=None,
+    *,
+    space=None,
+    seed: int = 0,
+    given=(),
+    workers: int = 1,
+    shuffle: int | None = None,
+    prune: bool = True,
+    **options,
 ) -> Evolution:
     settings = EvolutionSettings(population=population, iterations=iterations, **options)
-    return Evolution(space or _space(), settings, seed, SAMPLES, given)
+    session = _Session(settings, seed, loss, workers, shuffle)
+    return Evolution(session, space or _space(), given, prune)
 
 
-def _evaluate(
-    evolution: Evolution, loss, workers: int = 1, prune: bool = True, shuffle: int | None = None
-) -> int:
-    """One generation, its pairs scored in a shuffled order within each step; the number of evaluations."""
-    candidates = evolution.candidates
-    race = Race(candidates, evolution.settings.keep, evolution.parents, prune=prune)
-    order = random.Random(shuffle)
-    while pairs := race.pairs(workers):
-        order.shuffle(pairs)
-        for candidate, sample in pairs:
-            candidate.record(sample, loss(candidate.origin, sample))
-    evolution.next_generation()
-    return sum(one.scored for one in candidates)
-
-
-def _run(evolution: Evolution, loss, **options) -> Evolution:
-    while evolution.candidates:
-        _evaluate(evolution, loss, **options)
+def _run(evolution: Evolution) -> Evolution:
+    while evolution.advance():
+        pass
     return evolution
 
 
 def _tell(evolution: Evolution, scores: list[float]) -> None:
-    for candidate, score in zip(evolution.candidates, scores, strict=True):
+    """Score the whole generation at once."""
+    numbers = {id(one): number for number, one in enumerate(evolution.candidates)}
+    for candidate in evolution.candidates:
         for sample in range(SAMPLES):
-            candidate.record(sample, score / SAMPLES)
-    evolution.next_generation()
+            candidate.record(sample, scores[numbers[id(candidate)]] / SAMPLES)
+    evolution.advance()
 
 
 @pytest.mark.parametrize("kind", ["paper", "extended"])
 @pytest.mark.parametrize("dims", ["critical", "all"])
 def test_result_is_the_same_for_any_workers_and_without_pruning(kind, dims, toy_loss) -> None:
     def run(**options) -> Evolution:
-        return _run(_evolution(24, 6, space=_space(kind, dims), seed=3), toy_loss, **options)
+        return _run(_evolution(24, 6, toy_loss, space=_space(kind, dims), seed=3, **options))
 
     reference = run(prune=False)
     for workers in (1, 2, 7):
@@ -70,17 +91,14 @@ def test_result_is_the_same_for_any_workers_and_without_pruning(kind, dims, toy_
 
 
 def test_pruning_saves_sample_evaluations(toy_loss) -> None:
-    evolution = _evolution(24, 6, parents=4)
-    scored = possible = 0
-    while candidates := evolution.candidates:
-        possible += len(candidates) * SAMPLES
-        scored += _evaluate(evolution, toy_loss)
-    assert possible == (24 + 6 * 12) * SAMPLES
-    assert scored < 0.9 * possible
+    cost = _run(_evolution(24, 6, toy_loss, parents=4)).session.cost
+    possible = (24 + 6 * 12) * SAMPLES
+    assert cost.evaluations + cost.pruned == possible
+    assert cost.evaluations < 0.9 * possible
 
 
 def test_search_improves_and_the_best_never_gets_worse(toy_loss) -> None:
-    history = _run(_evolution(32, 15), toy_loss).history
+    history = _run(_evolution(32, 15, toy_loss)).history
     best = [entry["best_score"] for entry in history]
     assert best == sorted(best, reverse=True)
     assert best[-1] < 0.6 * best[0]
@@ -88,18 +106,18 @@ def test_search_improves_and_the_best_never_gets_worse(toy_loss) -> None:
 
 
 def test_extended_winner_is_no_worse_than_any_closed_form_method(toy_loss) -> None:
-    evolution = _run(_evolution(20, 3, space=_space("extended")), toy_loss)
+    evolution = _run(_evolution(20, 3, toy_loss, space=_space("extended")))
     for factors in _space("extended").baselines():
         individual = _space("extended").project(factors)
-        assert evolution.best.score <= math.fsum(toy_loss(individual, s) for s in range(SAMPLES))
+        assert evolution.parents[0].score <= math.fsum(toy_loss(individual, s) for s in range(SAMPLES))
 
 
 def test_no_vector_is_proposed_twice(toy_loss) -> None:
-    evolution = _evolution(30, 10)
-    proposed = []
-    while candidates := evolution.candidates:
-        proposed += [one.vector for one in candidates]
-        _evaluate(evolution, toy_loss)
+    evolution = _evolution(30, 10, toy_loss)
+    generations = {}
+    while evolution.advance():
+        generations[evolution.generation] = [one.vector for one in evolution.candidates]
+    proposed = [vector for vectors in generations.values() for vector in vectors]
     assert len(set(proposed)) == len(proposed) == evolution.proposed == 30 + 10 * 15
 
 
@@ -111,22 +129,21 @@ def test_seed_decides() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 5), st.integers(0, 1000))
+@given(st.integers(0, 400), st.integers(0, 1000))
 def test_restored_evolution_continues_as_if_nothing_had_happened(stop: int, seed: int) -> None:
     def loss(individual, sample: int) -> float:
         return abs(math.sin(sample + sum(individual.long_factor)))
 
     def new() -> Evolution:
-        return _evolution(18, 4, space=_space("extended"), seed=seed)
+        return _evolution(18, 4, loss, space=_space("extended"), seed=seed)
 
-    whole = _run(new(), loss)
+    whole = _run(new())
     part = new()
     for _ in range(stop):
-        if part.candidates:
-            _evaluate(part, loss)
+        part.advance()
     resumed = new()
     resumed.restore(json.loads(json.dumps(part.state())))
-    assert _run(resumed, loss).state() == whole.state()
+    assert _run(resumed).state() == whole.state()
 
 
 def test_nan_scores_are_infinitely_bad() -> None:

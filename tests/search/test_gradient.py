@@ -13,7 +13,7 @@ from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search import session as session_module
-from megatron_longrope2.search.gradient import ROUNDS, GradientStrategy
+from megatron_longrope2.search.gradient import ROUNDS, GradientSearch
 from megatron_longrope2.search.session import Outcome, Session, read_state
 from megatron_longrope2.search.settings import GradientSettings, ObjectiveSettings, SearchSettings
 from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
@@ -86,7 +86,7 @@ def _strategy(
     samples: int = 3,
     max_minutes: float | None = None,
     **options,
-) -> GradientStrategy:
+) -> GradientSearch:
     settings = SearchSettings(
         load=Path("model"),
         books=Path("books"),
@@ -98,7 +98,7 @@ def _strategy(
     )
     scored = [Sample(torch.tensor([i, 0]), torch.tensor([False, True])) for i in range(samples)]
     session = Session(settings, _Scorer(), scored, {"gradient": {"steps": settings.gradient.steps}})
-    return GradientStrategy(session, SearchSpace(10000.0, 64, 256, 2048), loss, _Sampler(), given)
+    return GradientSearch(session, SearchSpace(10000.0, 64, 256, 2048), loss, _Sampler(), given)
 
 
 def _learn(output: Path, loss: _Loss, given: tuple[RopeFactors, ...] = (), **options) -> Outcome:

@@ -12,7 +12,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search import session as session_module
-from megatron_longrope2.search.evolve import EvolutionStrategy
+from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.session import Outcome, Session, read_state
 from megatron_longrope2.search.settings import EvolutionSettings, ObjectiveSettings, SearchSettings
 from megatron_longrope2.search.space import SearchSpace
@@ -58,7 +58,7 @@ def _evolve(output: Path, scorer: _ToyScorer, prune: bool = True, **options) -> 
     samples = [Sample(torch.tensor([i, 0]), torch.tensor([False, True])) for i in range(SAMPLES)]
     fingerprint = {"seed": settings.seed, "evolution": {"population": 16}}
     session = Session(settings, scorer, samples, fingerprint)
-    return session.run(EvolutionStrategy(session, SearchSpace(10000.0, 64, 256, 2048), prune=prune))
+    return session.run(Evolution(session, SearchSpace(10000.0, 64, 256, 2048), prune=prune))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import load_factors, make_factors, ntk_below
 from megatron_longrope2.search.individual import Below, Individual
 from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
+from tests.search.constraints import violations
 
 KINDS = st.sampled_from(("paper", "extended"))
 DIMS = st.sampled_from(("critical", "all"))
@@ -39,7 +40,7 @@ def test_every_individual_keeps_the_constraints(geometry, kind, dims, fix, seed,
             child = space.crossover(first, mates[rng.integers(len(mates))], rng)
         population.append(child)
     for individual in population:
-        assert space.violations(individual) == []
+        assert violations(space, individual) == []
         space.to_factors(individual, "longrope2", {})  # the factor file's own rules
     if fix:
         assert {individual.attention_factor for individual in population} == {1.0}
@@ -47,15 +48,15 @@ def test_every_individual_keeps_the_constraints(geometry, kind, dims, fix, seed,
 
 def test_violations_are_found(tiny_space: SearchSpace) -> None:
     vector = (*ntk_below(8.0, 10), *[8.0] * 22)
-    assert tiny_space.violations(Individual(10, vector)) == []
+    assert violations(tiny_space, Individual(10, vector)) == []
     low_tail = (*vector[:-1], 7.9)
-    assert tiny_space.violations(Individual(10, low_tail)) == [
+    assert violations(tiny_space, Individual(10, low_tail)) == [
         "non-decreasing",
         "at least the scale above the critical dimension",
     ]
-    assert tiny_space.violations(Individual(9, vector))[-1] == "NTK below"
-    assert tiny_space.violations(Individual(10, (*vector[:-1], 16.1))) == ["at most twice the scale"]
-    assert tiny_space.violations(Individual(14, (*ntk_below(8.0, 14), *[8.0] * 18))) == [
+    assert violations(tiny_space, Individual(9, vector))[-1] == "NTK below"
+    assert violations(tiny_space, Individual(10, (*vector[:-1], 16.1))) == ["at most twice the scale"]
+    assert violations(tiny_space, Individual(14, (*ntk_below(8.0, 14), *[8.0] * 18))) == [
         "critical dimension among the candidates"
     ]
 
@@ -107,14 +108,14 @@ def test_published_llama3_vector_is_inside_the_papers_space() -> None:
     individual = space.project(factors)
     assert individual.critical_dim == 33
     assert individual.long_factor == pytest.approx(factors.long_factor, rel=1e-4)
-    assert space.violations(individual) == []
+    assert violations(space, individual) == []
 
 
 def test_warm_start_outside_the_papers_space_is_moved_into_it(tiny_space: SearchSpace) -> None:
     yarn = make_factors("yarn", rope_base=10000.0, rotary_dim=64, original_length=256, target_length=2048)
     individual = tiny_space.project(yarn)
     assert individual.long_factor[:13] == tuple(ntk_below(8.0, 13))
-    assert tiny_space.violations(individual) == []
+    assert violations(tiny_space, individual) == []
 
 
 def test_searching_all_dims_changes_those_below() -> None:
