@@ -22,7 +22,7 @@ def _space(kind: str = "paper", dims: str = "critical") -> SearchSpace:
 
 
 class _Session:
-    """Scores the individuals themselves, in the place of a model; pairs in a shuffled order within each step."""
+    """Scores the individuals themselves, in the place of a model, in a shuffled order."""
 
     def __init__(
         self, settings: EvolutionSettings, seed: int, loss, workers: int, shuffle: int | None
