@@ -47,12 +47,17 @@ def result(name: str, settings: Any, measure: Callable[[Any], Measurement]) -> d
 
 def markdown(found: dict[str, Any]) -> str:
     """What `result` returned, for people."""
-    environment = found["environment"]
+    environment, measured = found["environment"], found["measured"]
     made = f"{environment['date']}, {environment['device']}, torch {environment['versions']['torch']}"
-    tables = [markdown_table(["ratio", "value"], [(k, f"{v:.3f}") for k, v in found["ratios"].items()])]
-    if rows := found["measured"].get("table"):
-        tables.insert(0, markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+    numbers = found["ratios"] | {k: v for k, v in measured.items() if isinstance(v, int | float)}
+    tables = [markdown_table(["", "value"], [(name, _rounded(value)) for name, value in numbers.items()])]
+    if rows := measured.get("table"):
+        tables.insert(0, markdown_table(list(rows[0]), [list(map(_rounded, row.values())) for row in rows]))
     return "\n\n".join([f"# {found['name']}", made, *tables, f"```\n{environment['command']}\n```"]) + "\n"
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def in_turns(

@@ -93,14 +93,5 @@ def measure(settings: Settings) -> Measurement:
             "seconds": seconds,
             "seconds_per_layer": fastest["evaluation"] / dims.num_layers,
             "peak_memory_bytes": peak,
-            "table": [
-                {
-                    "what": name,
-                    "seconds": round(value, 3),
-                    "seconds a layer": round(value / dims.num_layers, 4),
-                    "tokens/s": round(length / value),
-                }
-                for name, value in fastest.items()
-            ],
         },
     )

@@ -10,7 +10,7 @@ weights and take turns; the fastest step of each counts. A transformers model th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,22 @@ def measure(settings: Settings) -> Measurement:
     models["transformers"] = build.hf_model(models["ours"], dims, factors_of(args))
     packs = {label(length): [length] for length in sorted(settings.lengths)}
     packs[f"short_{label(longest)}"] = [original] * (longest // original)
-    cases = {
-        name: _measure_case(models, dims, lengths, memory, settings.repeats)
-        for name, lengths in packs.items()
-    }
+    rows = []
+    for name, lengths in packs.items():
+        recompute = not fits(dims, sum(lengths), memory, recompute=False)
+        rows += [
+            {"pack": name, "documents": len(lengths), "recompute": "full" if recompute else "none", **row}
+            for row in _measure_pack(models, dims, lengths, recompute, settings.repeats, ceiling)
+        ]
     if settings.profile:
-        build.set_recompute(models["ours"], cases[label(longest)]["recompute"] == "full")
         _write_profile(settings.profile, build.training_step(models["ours"], [longest], dims.vocab_size))
     return Measurement(
-        ratios=_ratios(cases, ceiling),
+        ratios=_ratios(rows),
         measured={
             "model": vars(dims),
             "transformer_impl": args.transformer_impl,
             "matmul_operations_per_second": ceiling,
-            "cases": cases,
-            "table": [row for name, case in cases.items() for row in _rows(name, case, ceiling)],
+            "table": rows,
         },
     )
 
@@ -132,33 +133,35 @@ def matmul_rate(size: int, products: int = 10, rounds: int = 5) -> float:
     return 2 * size**3 * products / min(seconds)
 
 
-def _measure_case(
-    models: dict[str, Any], dims: ModelDims, lengths: list[int], memory: float, repeats: int
-) -> dict[str, Any]:
-    """Losses, peak memory and seconds of every model on one pack."""
-    tokens = sum(lengths)
-    recompute = not fits(dims, tokens, memory, recompute=False)
-    steps: dict[str, Callable[[], float]] = {}
-    losses, peaks = {}, {}
+def _measure_pack(
+    models: dict[str, Any],
+    dims: ModelDims,
+    lengths: list[int],
+    recompute: bool,
+    repeats: int,
+    ceiling: float,
+) -> Iterator[dict[str, Any]]:
+    """A row for each model: loss, fastest step, its rates, and peak memory."""
+    steps, found = {}, {}
     for name, model in models.items():
         build.set_recompute(model, recompute)
         make = build.hf_training_step if name == "transformers" else build.training_step
-        steps[name] = make(model, lengths, dims.vocab_size)
-        found = _first_step(steps[name], optional=name == "transformers")
-        if found is None:
-            del steps[name]
-            continue
-        others = sum(_bytes(other) for other in models.values() if other is not model)
-        losses[name], peaks[name] = found[0], max(0, found[1] - others)
-    return {
-        "documents": len(lengths),
-        "tokens": tokens,
-        "recompute": "full" if recompute else "none",
-        "model_operations": model_operations(dims, lengths),
-        "losses": losses,
-        "peak_memory_bytes": peaks,
-        "seconds": in_turns(steps, repeats),
-    }
+        step = make(model, lengths, dims.vocab_size)
+        if first := _first_step(step, optional=name == "transformers"):
+            steps[name], found[name] = step, first
+    sizes = {name: sum(one.nbytes for one in model.parameters()) for name, model in models.items()}
+    operations = model_operations(dims, lengths)
+    for name, times in in_turns(steps, repeats).items():
+        loss, peak = found[name]
+        yield {
+            "model": name,
+            "loss": loss,
+            "seconds": min(times),
+            "tokens/s": sum(lengths) / min(times),
+            "model TFLOP/s": operations / min(times) / 1e12,
+            "share of the ceiling": operations / min(times) / ceiling,
+            "peak GB": max(0.0, (peak - sum(sizes.values()) + sizes[name]) / 1e9),
+        }
 
 
 def _first_step(step: Callable[[], float], *, optional: bool) -> tuple[float, int] | None:
@@ -173,35 +176,14 @@ def _first_step(step: Callable[[], float], *, optional: bool) -> tuple[float, in
         return None
 
 
-def _bytes(model: Any) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
-def _ratios(cases: dict[str, dict[str, Any]], ceiling: float) -> dict[str, float]:
-    ratios = {}
-    for name, case in cases.items():
-        seconds = {who: min(times) for who, times in case["seconds"].items()}
-        ours = seconds.pop("ours")
-        ratios[f"ceiling_share_{name}"] = case["model_operations"] / ours / ceiling
-        ratios |= {f"step_time_vs_{who}_{name}": ours / other for who, other in seconds.items()}
-    return ratios
-
-
-def _rows(pack: str, case: dict[str, Any], ceiling: float) -> list[dict[str, Any]]:
-    """What a reader wants to see of a case: a row a model."""
-    return [
-        {
-            "pack": pack,
-            "recompute": case["recompute"],
-            "model": name,
-            "seconds": round(min(times), 3),
-            "tokens/s": round(case["tokens"] / min(times)),
-            "model TFLOP/s": round(case["model_operations"] / min(times) / 1e12, 1),
-            "share of the ceiling": f"{case['model_operations'] / min(times) / ceiling:.1%}",
-            "peak GB": round(case["peak_memory_bytes"][name] / 1e9, 1),
-        }
-        for name, times in case["seconds"].items()
-    ]
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    ours = {row["pack"]: row for row in rows if row["model"] == "ours"}
+    ratios = {f"ceiling_share_{pack}": row["share of the ceiling"] for pack, row in ours.items()}
+    return ratios | {
+        f"step_time_vs_{row['model']}_{row['pack']}": ours[row["pack"]]["seconds"] / row["seconds"]
+        for row in rows
+        if row["model"] != "ours"
+    }
 
 
 def _write_profile(path: Path, step: Callable[[], float]) -> None:

@@ -119,6 +119,7 @@ class Processes:
 def _main(command: list[str], environment: dict[str, str], folder: str) -> None:
     """In the forked process: become the command."""
     os.environ.update(environment)  # beside what importing Megatron has set
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
     os.chdir(ROOT)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

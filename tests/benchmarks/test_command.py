@@ -1,8 +1,6 @@
 """`python -m benchmarks`, and what all benchmarks have in common. Speed itself is not tested here."""
 
 import dataclasses
-import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -12,14 +10,7 @@ import pytest
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measuring import in_turns
 from megatron_longrope2.files import read_json
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *map(str, options)], cwd=ROOT, capture_output=True, text=True
-    )
+from tests.processes import ROOT, run
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -33,14 +24,14 @@ def test_every_benchmark_is_described(name: str) -> None:
 
 
 def test_the_help_lists_all() -> None:
-    output = run("--help").stdout
+    output = run("-m", "benchmarks", "--help").stdout
     assert all(f" {name} " in output for name in BENCHMARKS)
 
 
 def test_json_table_and_ratios(tmp_path: Path) -> None:
     sizes = ("--characters", 20000, "--repeats", 1)
     paths = ("--output", tmp_path / "pre.json", "--table", tmp_path / "pre.md")
-    finished = run("preprocess", *sizes, *paths)
+    finished = run("-m", "benchmarks", "preprocess", *sizes, *paths)
     assert finished.returncode == 0, finished.stderr
     result = read_json(tmp_path / "pre.json")
     assert result["name"] == "preprocess"
@@ -54,11 +45,13 @@ def test_json_table_and_ratios(tmp_path: Path) -> None:
     assert environment["threads"] <= environment["cores"]
     table = (tmp_path / "pre.md").read_text()
     assert environment["date"] in table
-    assert f"{ratio:.3f} " in table
+    assert f"{ratio:.4g} " in table
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    finished = run("preprocess", "--output", tmp_path / "pre.json", "--tokenizer", tmp_path)
+    finished = run(
+        "-m", "benchmarks", "preprocess", "--output", tmp_path / "pre.json", "--tokenizer", tmp_path
+    )
     assert finished.returncode == 2
     assert "holds neither tokenizer.json nor tokenizer.model" in finished.stderr
     assert not (tmp_path / "pre.json").exists()

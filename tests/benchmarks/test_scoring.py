@@ -13,4 +13,3 @@ def test_ratios(megatron: None) -> None:  # noqa: ARG001
     assert all(math.isfinite(value) and value > 0 for value in found.ratios.values())
     seconds = min(found.measured["seconds"]["evaluation"])
     assert found.measured["seconds_per_layer"] == pytest.approx(seconds / 4)
-    assert [row["what"] for row in found.measured["table"]] == list(found.measured["seconds"])

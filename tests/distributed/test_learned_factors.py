@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from megatron.core import dist_checkpointing
 
+from megatron_longrope2.files import write_json
 from tests.processes import torchrun
 from tests.training.conftest import OPTIONS
 
@@ -15,38 +16,61 @@ STEPS = 4
 pytestmark = pytest.mark.slow
 
 
-def _pretrain(pools: Path, folder: Path, processes: int, *more: object) -> Any:
-    """The arguments that the last checkpoint holds."""
-    torchrun(
-        processes,
-        *("-m", "megatron_longrope2", "train", *OPTIONS, "--rope-factors", pools / "factors.json"),
+LAYOUTS = {
+    "TP2 SP": ("--tensor-model-parallel-size", "2", "--sequence-parallel"),
+    "PP2": ("--pipeline-model-parallel-size", "2"),
+    "CP2": ("--context-parallel-size", "2"),
+}
+WORKER = Path(__file__).with_name("resume_worker.py")
+
+Train = Callable[..., list[Any]]
+
+
+def _train(pools: Path, folder: Path, processes: int, runs: dict[str, tuple[object, ...]]) -> list[Any]:
+    """Runs in one job, by the names of their folders; the arguments in the last checkpoint of each."""
+    options = [
+        *(*OPTIONS, "--rope-factors", pools / "factors.json", "--save-interval", "2"),
         *("--pool", "short", "1", pools / "short", "--pool", "long", "1", pools / "long"),
-        *("--save", folder, "--save-interval", "2", *more),
-    )
+    ]
+    lines = [[*options, "--save", folder / name, *more] for name, more in runs.items()]
+    write_json(folder / "runs.json", [list(map(str, line)) for line in lines])
+    torchrun(processes, WORKER, folder / "runs.json")
+    return [_saved(folder / name) for name in runs]
+
+
+def _saved(folder: Path) -> Any:
     step = int((folder / "latest_checkpointed_iteration.txt").read_text())
     return dist_checkpointing.load_common_state_dict(str(folder / f"iter_{step:07d}"))["args"]
-
-
-Train = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def train(pools: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Train from weights that are the same for every layout."""
-    base = tmp_path_factory.mktemp("learned") / "base"
-    _pretrain(pools, base, 1, "--train-iters", "1")
+    start = tmp_path_factory.mktemp("base")
+    _train(pools, start, 1, {"base": ("--train-iters", "1")})
+    learning = ("--train-rope-factors", "--rope-factors-lr", "0.01", "--train-iters", STEPS)
 
-    def train_(folder: Path, processes: int, *more: object) -> Any:
-        learning = ("--train-rope-factors", "--rope-factors-lr", "0.01", "--train-iters", STEPS)
-        start = ("--pretrained-checkpoint", base, "--load", folder)
-        return _pretrain(pools, folder, processes, *start, *learning, *more)
+    def train_(folder: Path, processes: int, runs: dict[str, tuple[object, ...]]) -> list[Any]:
+        begin = ("--pretrained-checkpoint", start / "base", *learning)
+        return _train(
+            pools,
+            folder,
+            processes,
+            {name: (*begin, "--load", folder / name, *more) for name, more in runs.items()},
+        )
 
     return train_
 
 
 @pytest.fixture(scope="module")
 def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train(tmp_path_factory.mktemp("learned") / "whole", 1)
+    return train(tmp_path_factory.mktemp("learned"), 1, {"whole": ()})[0]
+
+
+@pytest.fixture(scope="module")
+def split(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same in every layout of two processes."""
+    return dict(zip(LAYOUTS, train(tmp_path_factory.mktemp("split"), 2, LAYOUTS), strict=True))
 
 
 def test_checkpoint_holds_the_learned_factors(whole: Any) -> None:
@@ -61,30 +85,20 @@ def test_checkpoint_holds_the_learned_factors(whole: Any) -> None:
 
 
 def test_stopped_and_resumed(train: Train, tmp_path: Path, whole: Any) -> None:
-    stopped = train(tmp_path / "part", 1, "--exit-interval", "2")
+    (stopped,) = train(tmp_path, 1, {"part": ("--exit-interval", "2")})
     assert stopped.longrope2_learned["step"] == 2
-    resumed = train(tmp_path / "part", 1)
+    (resumed,) = train(tmp_path, 1, {"part": ()})
     assert resumed.longrope2_learned == whole.longrope2_learned
     assert resumed.longrope2_factors == whole.longrope2_factors
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        ("--tensor-model-parallel-size", "2", "--sequence-parallel"),
-        ("--pipeline-model-parallel-size", "2"),
-        ("--context-parallel-size", "2"),
-    ],
-    ids=lambda layout: layout[0],
-)
-def test_every_layout_learns_what_one_process_learns(
-    train: Train, tmp_path: Path, whole: Any, layout: tuple[str, ...]
-) -> None:
-    split = train(tmp_path / "split", 2, *layout)
-    assert split.longrope2_factors["long_factor"] == pytest.approx(
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_what_one_process_learns(split: dict[str, Any], whole: Any, layout: str) -> None:
+    found = split[layout]
+    assert found.longrope2_factors["long_factor"] == pytest.approx(
         whole.longrope2_factors["long_factor"], rel=1e-4
     )
     wanted = whole.longrope2_learned["moments"]["0"]["exp_avg"]
-    assert split.longrope2_learned["moments"]["0"]["exp_avg"] == pytest.approx(
+    assert found.longrope2_learned["moments"]["0"]["exp_avg"] == pytest.approx(
         wanted, rel=1e-3, abs=1e-3 * max(map(abs, wanted))
     )

@@ -13,7 +13,7 @@ from megatron.core import dist_checkpointing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_longrope2.files import write_json
-from tests.processes import ROOT, torchrun
+from tests.processes import ROOT, longrope2, torchrun
 from tests.training.conftest import OPTIONS
 
 LOSSES = ("lm loss", "short window loss", "long window loss", "short window tokens", "grad-norm")
@@ -31,6 +31,7 @@ def log(values, step=None, **_):
     with open(os.environ["WANDB_LOG"], "a") as stream:
         stream.write(json.dumps([plain, step]) + "\\n")
 """
+TRAIN = (sys.executable, "-u", "-m", "megatron_longrope2", "train")
 WORKER = Path(__file__).with_name("resume_worker.py")
 LAYOUTS = {
     "TP2 SP": ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
@@ -42,9 +43,9 @@ LAYOUTS = {
 pytestmark = pytest.mark.slow
 
 
-def command(pools: Path, folder: Path, name: str) -> list[str]:
+def options(pools: Path, folder: Path, name: str) -> list[str]:
     return [
-        *(sys.executable, "-u", "-m", "megatron_longrope2", "train", *OPTIONS),
+        *OPTIONS,
         *("--rope-factors", str(pools / "factors.json"), "--log-interval", "1"),
         *("--pool", "short", "1", str(pools / "short"), "--pool", "long", "1", str(pools / "long")),
         *("--valid-pool", "long", "1", str(pools / "long"), "--eval-iters", "1", "--eval-interval", "3"),
@@ -70,22 +71,9 @@ def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
 
 
-def run(options: list[str], log: Path, **environment: str) -> None:
-    with log.open("w") as stream:
-        subprocess.run(
-            options,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            cwd=ROOT,
-            check=True,
-            timeout=600,
-        )
-
-
 def kill_at(step: int, options: list[str]) -> None:
     process = subprocess.Popen(
-        options, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+        [*TRAIN, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -101,10 +89,18 @@ def whole(pools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "fake").mkdir()
     (folder / "fake/wandb.py").write_text(WANDB)
-    options = command(pools, folder, "whole")
     logged = ("--tensorboard-dir", str(folder / "whole-log"), "--wandb-project", "p", "--wandb-exp-name", "n")
     path = f"{folder}/fake:{os.environ.get('PYTHONPATH', '')}"
-    run([*options, *logged], folder / "whole.txt", PYTHONPATH=path, WANDB_LOG=f"{folder}/wandb.jsonl")
+    with (folder / "whole.txt").open("w") as stream:
+        subprocess.run(
+            [*TRAIN, *options(pools, folder, "whole"), *logged],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path, "WANDB_LOG": f"{folder}/wandb.jsonl"},
+            cwd=ROOT,
+            check=True,
+            timeout=600,
+        )
     return folder
 
 
@@ -121,11 +117,12 @@ def test_weights_and_biases_gets_what_tensorboard_gets(whole: Path) -> None:
 def test_killed_and_resumed(pools: Path, whole: Path, tmp_path: Path) -> None:
     step = random.SystemRandom().randint(2, STEPS - 1)
     print(f"killed at step {step}")
-    killed = command(pools, tmp_path, "killed")
+    killed = options(pools, tmp_path, "killed")
     kill_at(step, killed)
     tracker = tmp_path / "killed/latest_checkpointed_iteration.txt"
     saved = int(tracker.read_text()) if tracker.exists() else 0
-    run([*killed, "--tensorboard-dir", str(tmp_path / "resumed-log")], tmp_path / "resumed.txt")
+    finished = longrope2("train", *killed, "--tensorboard-dir", tmp_path / "resumed-log")
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
     expected, resumed = losses(whole / "whole-log"), losses(tmp_path / "resumed-log")
     for name in LOSSES:
@@ -143,10 +140,9 @@ def test_resumed_in_another_layout(pools: Path, whole: Path, tmp_path: Path) -> 
     """Saved by one process, resumed by two: the same losses, so no sample is read twice and none left out."""
     runs = []
     for name, layout in LAYOUTS.items():
-        options = command(pools, tmp_path, name)[4:]
-        options[options.index("--load") + 1] = str(whole / "whole")
         log = ("--tensorboard-dir", str(tmp_path / f"{name}-log"))
-        runs.append([*options, "--ckpt-step", "2", "--save-interval", "100", *log, *layout])
+        start = ("--load", str(whole / "whole"), "--ckpt-step", "2")
+        runs.append([*options(pools, tmp_path, name), *start, "--save-interval", "100", *log, *layout])
     write_json(tmp_path / "runs.json", runs)
     torchrun(2, WORKER, tmp_path / "runs.json")
     expected = losses(whole / "whole-log")
@@ -158,9 +154,8 @@ def test_resumed_in_another_layout(pools: Path, whole: Path, tmp_path: Path) -> 
 
 
 def test_a_complete_run_started_again_ends_at_once(pools: Path, whole: Path, tmp_path: Path) -> None:
-    options = command(pools, tmp_path, "again")
-    options[options.index("--load") + 1] = str(whole / "whole")
-    run(options, tmp_path / "again.txt")
+    finished = longrope2("train", *options(pools, tmp_path, "again"), "--load", whole / "whole")
+    assert finished.returncode == 0, finished.stderr[-3000:]
     last = f"iteration {STEPS:8d}/"
     assert last in (whole / "whole.txt").read_text()
-    assert last not in (tmp_path / "again.txt").read_text()
+    assert last not in finished.stdout
