@@ -1,7 +1,7 @@
-"""Documents out of text files, one at a time: `.txt`, `.jsonl` (also `.gz`, `.zst`) and `.parquet`.
+"""Documents from text files, one at a time: `.txt`, `.jsonl` (also `.gz`, `.zst`) and `.parquet`.
 
-Input is cut into *slices*, the parts that can be read without reading what comes before them, so that work
-can be shared between processes and taken up again. The slices of a path, in order, hold every document once.
+Input is cut into *slices*: parts that can be read without reading what comes before them, so that processes
+can share the work and a stopped run can resume. The slices of a path, in order, hold every document once.
 """
 
 import gzip
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from megatron_longrope2.errors import InputError
 
@@ -22,7 +22,7 @@ SLICE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """A named text; `name` says where it is from and is used in messages only."""
+    """A text and its name: that of its file, or what a `.jsonl` line says in the field `name`."""
 
     name: str
     text: str
@@ -30,16 +30,24 @@ class Document:
 
 @dataclass(frozen=True)
 class Slice:
-    """Part of a file: bytes `start` to `stop` of a `.jsonl`, row groups of a `.parquet`, else all of it.
+    """Part of a file: bytes `start` to `stop` of a `.jsonl`, row groups of a `.parquet`, otherwise all of it.
 
     Attributes:
-        size: bytes on disk, about; for sharing out the work and for progress.
+        size: approximate bytes on disk, for dividing the work and showing progress.
     """
 
     path: str
     start: int
     stop: int
     size: int
+
+
+def read_books(path: str | Path) -> list[Document]:
+    """All documents of a file or folder, at least one; otherwise as `iter_documents`."""
+    books = list(iter_documents(path))
+    if not books:
+        raise InputError(f"{path}: holds no text; give a file with some, or a folder of such files")
+    return books
 
 
 def iter_documents(path: str | Path, text_field: str = "text") -> Iterator[Document]:
@@ -65,11 +73,12 @@ def slices(path: str | Path, slice_bytes: int = SLICE_BYTES) -> list[Slice]:
 
 
 def read_slice(part: Slice, text_field: str = "text") -> Iterator[Document]:
-    """The documents of one slice; raises as `iter_documents`."""
+    """The documents of one slice, with the errors of `iter_documents`."""
     path = Path(part.path)
     with _readable(path):
         if path.suffix == ".txt":
-            documents: Iterator[Document] = iter([Document(path.name, path.read_text(encoding="utf-8"))])
+            # utf-8-sig drops a byte order mark, as json.loads does.
+            documents: Iterator[Document] = iter([Document(path.stem, path.read_text(encoding="utf-8-sig"))])
         elif path.suffix == ".parquet":
             documents = _read_parquet(path, part, text_field)
         else:
@@ -99,7 +108,7 @@ def _slices_of(path: Path, slice_bytes: int) -> list[Slice]:
         return [Slice(str(path), a, min(a + slice_bytes, size), min(slice_bytes, size - a)) for a in starts]
     if path.suffix == ".parquet":
         with _readable(path):
-            metadata = _pyarrow(path).parquet.ParquetFile(path).metadata
+            metadata = _parquet_file(path).metadata
         sizes = [
             sum(metadata.row_group(i).column(j).total_compressed_size for j in range(metadata.num_columns))
             for i in range(metadata.num_row_groups)
@@ -112,18 +121,18 @@ def _read_jsonl(path: Path, part: Slice, text_field: str) -> Iterator[Document]:
     with _open(path) as stream:
         at = part.start
         if at:
-            # The line under way at `start` belongs to the slice before.
+            # A line that began before `start` belongs to the previous slice.
             stream.seek(at - 1)
             at += len(stream.readline()) - 1
         whole = path.suffix != ".jsonl"
         while (whole or at < part.stop) and (line := stream.readline()):
             place, at = at, at + len(line)
             if not line.isspace():
-                text = _text_of(line, text_field, f"{path}: line at byte {place}")
-                yield Document(f"{path.name}:{place}", text)
+                yield _parse_line(line, text_field, path, place)
 
 
-def _text_of(line: bytes, text_field: str, where: str) -> str:
+def _parse_line(line: bytes, text_field: str, path: Path, place: int) -> Document:
+    where = f"{path}: line at byte {place}"
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -131,13 +140,13 @@ def _text_of(line: bytes, text_field: str, where: str) -> str:
     if not isinstance(record, dict) or not isinstance(text := record.get(text_field), str):
         raise InputError(f'{where}: no text in field "{text_field}"; name the field that holds it')
     if b"\\ud" in line.lower():
-        # JSON can spell half of a surrogate pair, web text does, and no tokenizer takes it.
+        # JSON can spell half of a surrogate pair; web text does so, and no tokenizer accepts it.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return Document(str(record.get("name", f"{path.name}:{place}")), text)
 
 
 def _read_parquet(path: Path, part: Slice, text_field: str) -> Iterator[Document]:
-    file = _pyarrow(path).parquet.ParquetFile(path)
+    file = _parquet_file(path)
     if text_field not in file.schema_arrow.names:
         raise InputError(
             f'{path}: no column "{text_field}" among {", ".join(file.schema_arrow.names)}; '
@@ -153,27 +162,20 @@ def _read_parquet(path: Path, part: Slice, text_field: str) -> Iterator[Document
             yield Document(f"{path.name}:{part.start}:{row}", text or "")
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _parquet_file(path: Path) -> Any:
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path)
+
+
+def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            yield stream  # type: ignore[misc]
-    elif path.suffix == ".zst":
-        with _pyarrow(path).input_stream(str(path), compression="zstd") as raw:
-            yield io.BufferedReader(raw, 1 << 20)
-    else:
-        with path.open("rb") as stream:
-            yield stream
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix == ".zst":
+        import pyarrow  # slow to import, as pyarrow.parquet above
 
-
-def _pyarrow(path: Path) -> Any:
-    """pyarrow, which only `.parquet` and `.zst` need."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path}: reading it needs pyarrow; run `pip install pyarrow`") from error
-    return pyarrow
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
+    return path.open("rb")
 
 
 @contextmanager

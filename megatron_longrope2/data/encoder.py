@@ -1,24 +1,26 @@
-"""Text to token ids with any of the three tokenizer formats that checkpoints come with.
+"""Text to token ids, with any of the three tokenizer formats that checkpoints come with.
 
 Text is never read as a special token: a document that spells one out gets the ordinary tokens of its letters,
-so BOS and EOS are where the caller puts them and nowhere else.
+so that BOS and EOS are only where the caller puts them.
 """
 
 import base64
 import binascii
-import hashlib
 import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import sha256
 
-# LLaMA 3's tokenizer: how it splits text before merging bytes, and its special tokens' place after the ranks.
+# LLaMA 3's tokenizer: how it splits text before it merges bytes, and the number of its special tokens, whose
+# ids follow the ranks.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,15 +28,17 @@ _LLAMA3_SPLIT = (
 _LLAMA3_SPECIAL_TOKENS = 256
 _LONG_WHITE_SPACE = re.compile(r".*?\s{25000}(?=\s)|.+", re.DOTALL)
 
+Encode = Callable[[Sequence[str]], list[np.ndarray]]
+
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer as data preparation needs it.
+    """A tokenizer as preprocessing needs it.
 
     Attributes:
         kind: "huggingface", "sentencepiece" or "tiktoken".
         path: the file that it was read from.
-        sha256: of that file; which tokenizer it is.
+        sha256: hash of that file, which identifies the tokenizer.
         vocab_size: one more than the largest id, special tokens included.
         bos_id: None where the tokenizer has none.
         eos_id: put at the end of every document.
@@ -47,7 +51,12 @@ class TextEncoder:
     vocab_size: int
     bos_id: int | None
     eos_id: int
-    encode: Callable[[Sequence[str]], list[np.ndarray]]
+    encode: Encode
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything but `encode`, JSON-ready."""
+        return {name: value for name, value in vars(self).items() if name != "encode"}
 
 
 def load_encoder(path: str | Path) -> TextEncoder:
@@ -56,7 +65,7 @@ def load_encoder(path: str | Path) -> TextEncoder:
     A `.model` file is sentencepiece, or tiktoken ranks in LLaMA 3's format; its content tells which.
 
     Raises:
-        InputError: nothing there, not a tokenizer, or one without an EOS token.
+        InputError: there is no tokenizer, or it has no EOS token.
     """
     path = Path(path)
     file = path
@@ -69,17 +78,21 @@ def load_encoder(path: str | Path) -> TextEncoder:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
     if file.suffix == ".json":
-        encoder = _huggingface(file, raw)
+        kind, (vocab_size, bos_id, eos_id, encode) = "huggingface", _huggingface(file)
     elif _is_tiktoken(raw):
-        encoder = _tiktoken(file, raw)
+        kind, (vocab_size, bos_id, eos_id, encode) = "tiktoken", _tiktoken(file, raw)
     else:
-        encoder = _sentencepiece(file, raw)
-    if encoder.eos_id is None or encoder.eos_id < 0:
+        kind, (vocab_size, bos_id, eos_id, encode) = "sentencepiece", _sentencepiece(file, raw)
+    if eos_id is None:
         raise InputError(f"{file}: eos_token: the tokenizer has none; name it in tokenizer_config.json")
-    return encoder
+    return TextEncoder(kind, str(file), sha256(file), vocab_size, bos_id, eos_id, encode)
 
 
-def _huggingface(file: Path, raw: bytes) -> TextEncoder:
+# Vocabulary size, BOS and EOS (None where the tokenizer has none), and how text is encoded.
+_Read = tuple[int, int | None, int | None, Encode]
+
+
+def _huggingface(file: Path) -> _Read:
     tokenizer = load_tokenizer(file.parent)
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # that is: as text
@@ -90,12 +103,10 @@ def _huggingface(file: Path, raw: bytes) -> TextEncoder:
         return [_int32(found.ids) for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     size = max(tokenizer.get_vocab().values()) + 1
-    return TextEncoder(
-        "huggingface", str(file), _sha256(raw), size, tokenizer.bos_token_id, tokenizer.eos_token_id, encode
-    )
+    return size, tokenizer.bos_token_id, tokenizer.eos_token_id, encode
 
 
-def _sentencepiece(file: Path, raw: bytes) -> TextEncoder:
+def _sentencepiece(file: Path, raw: bytes) -> _Read:
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -106,16 +117,8 @@ def _sentencepiece(file: Path, raw: bytes) -> TextEncoder:
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         return [_int32(ids) for ids in processor.encode(list(texts), num_threads=1)]
 
-    bos_id = processor.bos_id()
-    return TextEncoder(
-        "sentencepiece",
-        str(file),
-        _sha256(raw),
-        processor.vocab_size(),
-        None if bos_id < 0 else bos_id,
-        processor.eos_id(),
-        encode,
-    )
+    bos_id, eos_id = (None if i < 0 else i for i in (processor.bos_id(), processor.eos_id()))
+    return processor.vocab_size(), bos_id, eos_id, encode
 
 
 def _is_tiktoken(raw: bytes) -> bool:
@@ -129,10 +132,10 @@ def _is_tiktoken(raw: bytes) -> bool:
     return len(fields) == 2
 
 
-def _tiktoken(file: Path, raw: bytes) -> TextEncoder:
+def _tiktoken(file: Path, raw: bytes) -> _Read:
     from tiktoken import Encoding
 
-    # Not tiktoken's own reader: it caches by path, and would go on reading a file that has been replaced.
+    # tiktoken's own reader caches by path, so that it would miss that a file has been replaced.
     try:
         lines = [line.split() for line in raw.splitlines() if line]
         ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
@@ -152,20 +155,15 @@ def _tiktoken(file: Path, raw: bytes) -> TextEncoder:
         try:
             return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
         except ValueError:
-            # The splitting rule backtracks over white space and gives up on about a million in a row.
+            # The splitting rule backtracks over white space and gives up on about a million characters of it.
             return np.concatenate([encode_one(part) for part in _LONG_WHITE_SPACE.findall(text)])
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         return [encode_one(text) for text in texts]
 
-    size = len(ranks) + _LLAMA3_SPECIAL_TOKENS
-    return TextEncoder("tiktoken", str(file), _sha256(raw), size, bos_id, eos_id, encode)
+    return len(ranks) + _LLAMA3_SPECIAL_TOKENS, bos_id, eos_id, encode
 
 
 def _int32(ids: list[int]) -> np.ndarray:
-    # array() reads a list of numbers about twice as fast as numpy does.
+    # array() reads a list of numbers about twice as fast as numpy.
     return np.frombuffer(array("i", ids), dtype=np.int32)
-
-
-def _sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()

@@ -7,262 +7,215 @@ The YAML file names sources and token budgets:
     repeat: false                   # may a bucket be read more than once? (default false)
     sources:
       - name: books                 # a folder of this name is made in the output
-        path: corpora/books         # default: <input>/<name>; relative to <input>
+        path: corpora/books         # relative to <input>; default: the name
         tokens: 4.5B                # K, M, B are powers of 1000
         text_field: text            # default
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
 
 from megatron_longrope2.data.encoder import load_encoder
 from megatron_longrope2.data.pools import Pool
-from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
-from megatron_longrope2.data.shards import Bucket
+from megatron_longrope2.data.preprocess import preprocess
+from megatron_longrope2.data.settings import Bucket, PreprocessSettings
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.tables import text_table
 
 FORMAT = "longrope2-mix/1"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _WEIGHT_STEPS = 10**6
 
 
-@dataclass(frozen=True)
-class Source:
-    """One source's text and its token budget for every bucket, the short one first."""
-
-    name: str
-    path: str
-    text_field: str
-    budgets: tuple[int, ...]
+def _token_count(raw: Any) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", str(raw))
+    count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if count < 1:
+        raise ValueError(f"{raw!r} is not a number of tokens such as 300000000, 300M or 4.5B")
+    return count
 
 
-@dataclass(frozen=True)
-class Mix:
-    """The content of a mix file; `source` is where it was read from, for messages."""
+class Source(BaseModel, extra="forbid", strict=True, frozen=True):
+    """A source as the mix file states it; the module's docstring explains the fields."""
 
-    source: str
-    long_buckets: tuple[int, ...]
-    repeat: bool
-    sources: tuple[Source, ...]
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    tokens: Annotated[int, BeforeValidator(_token_count)]
+    path: str = ""
+    text_field: str = "text"
+    shares: list[NonNegativeInt] = []
+
+    def settings(self, mix: "Mix", settings: PreprocessSettings) -> PreprocessSettings:
+        """How this source is preprocessed, where `settings` are those of the whole mix."""
+        return replace(
+            settings,
+            input=settings.input / (self.path or self.name),
+            output=settings.output / self.name,
+            long_buckets=tuple(mix.long_buckets),
+            text_field=self.text_field,
+            allow_empty_buckets=True,
+        )
+
+
+class Mix(BaseModel, extra="forbid", strict=True, frozen=True):
+    """The content of a mix file."""
+
+    long_buckets: list[NonNegativeInt]
+    sources: Annotated[list[Source], Field(min_length=1)]
+    shares: list[NonNegativeInt] = []
+    repeat: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mix":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: a name occurs twice among {', '.join(names)}; rename one")
+        buckets = 1 + len(self.long_buckets)
+        for source in self.sources:
+            shares = source.shares or self.shares
+            if len(shares) != buckets or not sum(shares):
+                raise ValueError(
+                    f"source {source.name}: shares: {shares} are not {buckets} numbers with a sum above 0; "
+                    "give one for the short bucket and one for each long bucket"
+                )
+        return self
 
     @property
     def tokens(self) -> int:
-        return sum(sum(source.budgets) for source in self.sources)
-
-    def buckets(self, original_length: int) -> tuple[Bucket, ...]:
-        """The buckets that the budgets are for."""
-        return PreprocessConfig("", "", "", original_length, self.long_buckets).buckets
+        """Tokens of the whole run."""
+        return sum(source.tokens for source in self.sources)
 
 
-def load_mix(path: str | Path, input_folder: str | Path) -> Mix:
-    """Read a mix file, or "paper" for the paper's; sources are looked for under `input_folder`.
+@dataclass(frozen=True)
+class Portion:
+    """What the run reads of one bucket of one source.
+
+    Attributes:
+        budget: tokens that the run reads.
+        available: tokens that the bucket holds; None where the source has not been preprocessed.
+    """
+
+    source: str
+    bucket: Bucket
+    budget: int
+    available: int | None
+
+
+def load_mix(path: str | Path) -> Mix:
+    """Read a mix file, or "paper" for the mix of LongRoPE2 (arXiv 2502.20082, section 4.1).
 
     Raises:
-        InputError: not YAML, an unknown or missing field, or a budget that is not a number of tokens.
+        InputError: not YAML, an unknown or missing field, or a value that does not fit its field.
     """
     if str(path) == "paper":
         path = Path(__file__).with_name("mixes") / "paper.yaml"
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Mix.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    raw = _fields(raw, str(path), required={"long_buckets", "sources"}, optional={"shares", "repeat"})
-    long_buckets = _whole_numbers(raw["long_buckets"], f"{path}: long_buckets")
-    if not isinstance(raw["sources"], list) or not raw["sources"]:
-        raise InputError(f"{path}: sources: not a list of sources; give at least one")
-    sources = tuple(
-        _source(entry, f"{path}: sources[{i}]", raw.get("shares"), 1 + len(long_buckets), Path(input_folder))
-        for i, entry in enumerate(raw["sources"])
-    )
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        raise InputError(f"{path}: sources: a name occurs twice among {', '.join(names)}; rename one")
-    if not isinstance(raw.get("repeat", False), bool):
-        raise InputError(f"{path}: repeat: {raw['repeat']!r} is not true or false")
-    return Mix(str(path), long_buckets, raw.get("repeat", False), sources)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {field}{': ' * bool(field)}{first['msg']}") from error
 
 
-def _source(raw: Any, where: str, shares: Any, buckets: int, input_folder: Path) -> Source:
-    raw = _fields(raw, where, required={"name", "tokens"}, optional={"path", "shares", "text_field"})
-    name = raw["name"]
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise InputError(f"{where}: name: {name!r} is not a word of letters, digits, dots and dashes")
-    shares = _whole_numbers(raw.get("shares", shares), f"{where}: shares")
-    if len(shares) != buckets or not sum(shares):
-        raise InputError(
-            f"{where}: shares: {list(shares)} are not {buckets} numbers with a sum above 0; give one for the "
-            "short bucket and one for each long bucket"
-        )
-    tokens = _token_count(raw["tokens"], f"{where}: tokens")
-    # Rounded cumulatively, so that the budgets of a source add up to its tokens.
-    ends = [round(tokens * sum(shares[: i + 1]) / sum(shares)) for i in range(buckets)]
-    budgets = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
-    return Source(name, str(input_folder / raw.get("path", name)), raw.get("text_field", "text"), budgets)
-
-
-def _fields(raw: Any, where: str, *, required: set[str], optional: set[str]) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise InputError(f"{where}: is not a mapping with {', '.join(sorted(required))}")
-    for name in sorted(required - set(raw)):
-        raise InputError(f"{where}: {name}: is missing")
-    for name in sorted(map(str, set(raw) - required - optional)):
-        raise InputError(
-            f"{where}: {name}: unknown field; known are {', '.join(sorted(required | optional))}"
-        )
-    return raw
-
-
-def _whole_numbers(raw: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(raw, list) or not all(isinstance(n, int) and n >= 0 for n in raw):
-        raise InputError(f"{where}: {raw!r} is not a list of whole numbers >= 0")
-    return tuple(raw)
-
-
-def _token_count(raw: Any, where: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", str(raw))
-    count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if count < 1:
-        raise InputError(f"{where}: {raw!r} is not a number of tokens such as 300000000, 300M or 4.5B")
-    return count
-
-
-def available_tokens(mix: Mix, output: str | Path) -> dict[str, list[int]]:
-    """Tokens in every bucket of the sources that are preprocessed under `output` already."""
-    available = {}
+def portions(mix: Mix, settings: PreprocessSettings) -> Iterator[Portion]:
+    """Every bucket of every source, with what of it is preprocessed under `settings.output` already."""
     for source in mix.sources:
-        manifest = Path(output) / source.name / "manifest.json"
-        if manifest.exists():
-            available[source.name] = [bucket["tokens"] for bucket in read_json(manifest)["buckets"]]
-    return available
+        shares = source.shares or mix.shares
+        # Rounded cumulatively, so that the budgets of a source add up to its tokens.
+        ends = [round(source.tokens * end / sum(shares)) for end in accumulate(shares)]
+        made = source.settings(mix, settings)
+        manifest = made.output / "manifest.json"
+        held = read_json(manifest)["buckets"] if manifest.exists() else []
+        available = {bucket["name"]: bucket["tokens"] for bucket in held}
+        for bucket, start, end in zip(made.buckets, [0, *ends], ends, strict=False):
+            yield Portion(source.name, bucket, end - start, available.get(bucket.name))
 
 
-def token_table(mix: Mix, original_length: int, available: dict[str, list[int]]) -> str:
-    """The mix as lines: budget, share of the run, tokens there are, and how often they are read."""
-    rows = [("source", "bucket", "budget", "share", "available", "epochs")]
-    for source in mix.sources:
-        there = available.get(source.name)
-        for i, (bucket, budget) in enumerate(zip(mix.buckets(original_length), source.budgets, strict=True)):
-            have = there[i] if there else None
-            rows.append(
-                (
-                    source.name,
-                    bucket.name,
-                    f"{budget:,}",
-                    f"{budget / mix.tokens:.1%}",
-                    "?" if have is None else f"{have:,}",
-                    f"{budget / have:.2f}" if have else "?" if have is None else "-",
-                )
-            )
-    rows.append(("total", "", f"{mix.tokens:,}", f"{1:.1%}", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def token_table(mix: Mix, settings: PreprocessSettings) -> str:
+    """The portions as a table: budget, share of the run, available tokens, and how often they are read."""
+    rows = []
+    for portion in portions(mix, settings):
+        budget, have = portion.budget, portion.available
+        epochs = f"{budget / have:.2f}" if have else "?" if have is None else "-"
+        available = "?" if have is None else f"{have:,}"
+        share = f"{budget / mix.tokens:.1%}"
+        rows.append((portion.source, portion.bucket.name, f"{budget:,}", share, available, epochs))
+    rows.append(("total", "", f"{mix.tokens:,}", "100.0%", "", ""))
+    return text_table(("source", "bucket", "budget", "share", "available", "epochs"), rows, left=2)
 
 
-def preprocess_mix(mix: Mix, job: PreprocessConfig) -> dict[str, Any]:
-    """Preprocess every source into `<job.output>/<name>` and write `<job.output>/mix.json` for training.
+def preprocess_mix(mix: Mix, settings: PreprocessSettings) -> None:
+    """Preprocess every source into `<output>/<name>` and write `<output>/mix.json` for training.
 
-    Sources that are there already are kept, so a stopped run goes on where it was. `job` gives everything
-    but input, buckets and text field, which are the mix's.
+    Sources that have been preprocessed are kept, so that a run that was stopped resumes. Input folders,
+    buckets and text fields are the mix's, all other settings those given.
 
     Raises:
-        InputError: as `preprocess`; a kept source that was made otherwise; or a budget above what a bucket
-            has, where the mix does not allow repetition.
+        InputError: as `preprocess`; a kept source that was made with other settings; or a budget above what
+            a bucket holds, where the mix does not allow repetition.
     """
-    output = Path(job.output)
     for source in mix.sources:
-        config = PreprocessConfig(
-            input=source.path,
-            output=str(output / source.name),
-            tokenizer=job.tokenizer,
-            original_length=job.original_length,
-            long_buckets=mix.long_buckets,
-            text_field=source.text_field,
-            add_bos=job.add_bos,
-            cut_long_documents=job.cut_long_documents,
-            allow_empty_buckets=True,
-            workers=job.workers,
-            shard_bytes=job.shard_bytes,
-        )
-        manifest = output / source.name / "manifest.json"
-        if manifest.exists():
-            _check_kept(manifest, config)
+        made = source.settings(mix, settings)
+        if (made.output / "manifest.json").exists():
+            _check_kept(made)
         else:
-            preprocess(config)
-    available = available_tokens(mix, output)
-    _check_budgets(mix, job.original_length, available)
-    entries = _pool_entries(mix, job.original_length)
-    result = {"format": FORMAT, "tokens": mix.tokens, "repeat": mix.repeat, "pools": entries}
-    write_json(output / "mix.json", result)
-    return result
-
-
-def _check_kept(manifest: Path, config: PreprocessConfig) -> None:
-    made = read_json(manifest)
-    tokenizer = load_encoder(config.tokenizer)
-    buckets = [[b["name"], b["longer_than"], b["at_most"]] for b in made["buckets"]]
-    wanted = [[b.name, b.longer_than, b.at_most] for b in config.buckets]
-    for name, is_, should in (
-        ("buckets", buckets, wanted),
-        ("input", made["input"]["path"], config.input),
-        ("tokenizer", made["tokenizer"]["sha256"], tokenizer.sha256),
-        ("add_bos", made["add_bos"], config.add_bos),
-        ("cut_long_documents", made["cut_long_documents"], config.cut_long_documents),
-    ):
-        if is_ != should:
+            preprocess(made)
+    read = [portion for portion in portions(mix, settings) if portion.budget]
+    for portion in read:
+        have = portion.available or 0
+        if portion.budget > have and not (have and mix.repeat):
+            repetition = ", or allow repetition (`repeat: true`)" if have else ""
             raise InputError(
-                f"{manifest}: {name}: was made with {is_}, this run asks for {should}; remove the folder"
+                f"{settings.output / portion.source}: the mix asks for {portion.budget:,} tokens of bucket "
+                f"{portion.bucket.name}, which has {have:,}; add text, lower the budget{repetition}"
             )
-
-
-def _check_budgets(mix: Mix, original_length: int, available: dict[str, list[int]]) -> None:
-    for source in mix.sources:
-        buckets = mix.buckets(original_length)
-        for bucket, budget, have in zip(buckets, source.budgets, available[source.name], strict=True):
-            if budget > have and (not have or not mix.repeat):
-                mend = ", or allow repetition (`repeat: true`)" if have else ""
-                raise InputError(
-                    f"{mix.source}: source {source.name}: asks for {budget:,} tokens of bucket "
-                    f"{bucket.name}, which has {have:,}; add text, lower the budget{mend}"
-                )
-
-
-def _pool_entries(mix: Mix, original_length: int) -> list[dict[str, Any]]:
-    """A pool for every budget. Weights are whole numbers, exact to a millionth of the run."""
+    # Weights are whole numbers, exact to a millionth of the run.
     step = max(1, mix.tokens // _WEIGHT_STEPS)
-    budgets = [
-        (source, bucket, budget)
-        for source in mix.sources
-        for bucket, budget in zip(mix.buckets(original_length), source.budgets, strict=True)
-        if budget
-    ]
-    weights = [max(1, round(budget / step)) for _, _, budget in budgets]
-    return [
+    weights = [max(1, round(portion.budget / step)) for portion in read]
+    pools = [
         {
-            "path_prefix": f"{source.name}/{bucket.name}",
-            "window": "long" if bucket.longer_than else "short",
+            "path_prefix": f"{portion.source}/{portion.bucket.name}",
+            "window": "long" if portion.bucket.longer_than else "short",
             "weight": weight // gcd(*weights),
-            "tokens": budget,
+            "tokens": portion.budget,
         }
-        for (source, bucket, budget), weight in zip(budgets, weights, strict=True)
+        for portion, weight in zip(read, weights, strict=True)
     ]
+    result = {"format": FORMAT, "tokens": mix.tokens, "repeat": mix.repeat, "pools": pools}
+    write_json(settings.output / "mix.json", result)
+
+
+def _check_kept(settings: PreprocessSettings) -> None:
+    manifest = settings.output / "manifest.json"
+    made = read_json(manifest)
+    for name, was, wanted in (
+        ("original_length", made["original_length"], settings.original_length),
+        ("buckets", [b["name"] for b in made["buckets"]], [b.name for b in settings.buckets]),
+        ("input", made["input"]["path"], str(settings.input)),
+        ("tokenizer", made["tokenizer"]["sha256"], load_encoder(settings.tokenizer).sha256),
+        ("add_bos", made["add_bos"], settings.add_bos),
+        ("cut_long_documents", made["cut_long_documents"], settings.cut_long_documents),
+    ):
+        if was != wanted:
+            raise InputError(
+                f"{manifest}: {name}: was made with {was}, this run asks for {wanted}; remove the folder"
+            )
 
 
 def load_mix_pools(path: str | Path) -> tuple[tuple[Pool, ...], bool]:
-    """The pools of a `mix.json` for `MixedWindowConfig`, and whether they may be read more than once.
+    """The pools of a `mix.json` for `SegmentConfig`, and whether they may be read more than once.
 
     Raises:
         InputError: not a file that `preprocess_mix` wrote.

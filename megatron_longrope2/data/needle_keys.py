@@ -8,8 +8,8 @@ from megatron_longrope2.errors import InputError
 
 HELD_OUT_SHARE = 0.2
 
-# Common words, so that a small vocabulary needs few tokens for them. Not "island": a tiny model took its "is"
-# for the one before the number.
+# Common words, so that a small vocabulary needs few tokens for them. "island" is left out: a tiny model took
+# its "is" for the one before the number.
 _ADJECTIVES = """
 ancient bold brave bright broad calm clean clear cold deep early fair gentle golden great green happy heavy
 high holy little long mighty new noble old plain proud quiet red rich silent silver small strong sweet tall

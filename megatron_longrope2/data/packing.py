@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# How many unfilled segments best-fit chooses from. More costs time and saves nothing measurable.
+# How many unfilled segments best fit chooses from. More of them cost time and save nothing measurable.
 _OPEN_SEGMENTS = 1024
 
 
@@ -44,14 +44,8 @@ class Packing:
     def pieces(self, segment: int) -> list[tuple[int, int, int]]:
         """(document, offset, length) of each piece of one segment, in order."""
         these = slice(int(self.starts[segment]), int(self.starts[segment + 1]))
-        return list(
-            zip(
-                self.document[these].tolist(),
-                self.offset[these].tolist(),
-                self.length[these].tolist(),
-                strict=True,
-            )
-        )
+        columns = (self.document, self.offset, self.length)
+        return list(zip(*(column[these].tolist() for column in columns), strict=True))
 
 
 def round_up(length: int, alignment: int) -> int:
@@ -85,7 +79,7 @@ def pack_whole(
             room, segment = segment_length, segments
             segments += 1
             if len(open_segments) == _OPEN_SEGMENTS:
-                del open_segments[0]  # the fullest: least is lost by closing it
+                del open_segments[0]  # the fullest segment: closing it loses the least
         segment_of[i] = segment
         if room > span:
             insort(open_segments, (room - span, segment))
@@ -107,7 +101,7 @@ def pack_cut(
 ) -> Packing:
     """Lay documents end to end in random order and cut the line every `segment_length` tokens.
 
-    A document that crosses a cut goes on in the next segment. Arguments as for `pack_whole`, but documents
+    A document that crosses a cut continues in the next segment. Arguments as for `pack_whole`, but documents
     may be longer than a segment, and `min_length` applies to pieces.
     """
     order = np.random.default_rng(seed).permutation(len(lengths))

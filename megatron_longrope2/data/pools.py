@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import (
@@ -16,11 +15,10 @@ from megatron.core.datasets.indexed_dataset import (
     get_idx_path,
 )
 
-from megatron_longrope2.data.tokenizer import check_tokenizer
+from megatron_longrope2.data.tokenizer import check_same_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, replacing
-
-Window = Literal["short", "long"]
+from megatron_longrope2.rope import Window
 
 # The head of an .idx file: magic, version, token type, sequence count, document count.
 _HEAD = struct.Struct("<9sQBQQ")
@@ -101,7 +99,7 @@ def open_pool(
     documents = IndexedDataset(prefix, multimodal=False, mmap=True)
     manifest = Path(prefix).with_name("manifest.json")
     if tokenizer is not None and manifest.exists():
-        check_tokenizer(manifest, tokenizer)
+        check_same_tokenizer(manifest, tokenizer)
     if vocab_size is not None:
         _check_vocabulary(prefix, documents, vocab_size)
     return documents

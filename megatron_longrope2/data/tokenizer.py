@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face model folder, and whether it is the one that made a pool."""
+"""The tokenizer of a Hugging Face model folder, and the check that a pool was made with it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     Raises:
         InputError: the folder is missing or holds no tokenizer that transformers can read.
     """
-    # It takes seconds.
+    # This import takes seconds.
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
@@ -30,13 +30,13 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
         ) from error
 
 
-def check_tokenizer(manifest: str | Path, folder: str | Path) -> None:
-    """Refuse data that another tokenizer made, by the hash of its file.
+def check_same_tokenizer(manifest: str | Path, folder: str | Path) -> None:
+    """Refuse data that was made with another tokenizer than the model's, by the hash of the tokenizer's file.
 
     Args:
-        manifest: manifest.json of preprocessing.
-        folder: the model's tokenizer. A file of the kind that the data was made with need not be there
-            (LLaMA 3 has a `tokenizer.json` and tiktoken ranks that agree); nothing is compared then.
+        manifest: the manifest.json that preprocessing wrote.
+        folder: the model's tokenizer. Nothing is compared if the folder has no file of the kind that the data
+            was made with (LLaMA 3 comes with a `tokenizer.json` and with tiktoken ranks that agree).
 
     Raises:
         InputError: the file in `folder` is another one.

@@ -10,19 +10,19 @@ from megatron_longrope2.errors import InputError
 _LONGEST_PATTERN = 10_000_000
 
 
-class Mixing:
+class PoolOrder:
     """Maps a sample's index in the run to (pool, how many samples of that pool came before it).
 
     The pools take turns in a fixed pattern of `sum(weights)` slots that holds each pool exactly `weight`
-    times, evenly spread, repeated for ever; inside each global batch the slots are shuffled. Everything is
-    a function of (weights, global_batch_size, seed, index) alone, so a run resumes at any sample.
+    times, evenly spread, and repeats for ever; inside each global batch the slots are shuffled. Everything
+    is a function of (weights, global_batch_size, seed, index) alone, so that a run can resume at any sample.
     After any number of whole global batches a pool's count differs from its exact share by at most
-    `(pools + 1) / 2`, and by nothing after a whole number of patterns.
+    `(pools + 1) / 2`; after a whole number of patterns it is exact.
 
     Args:
-        weights: whole numbers >= 1, one a pool.
-        global_batch_size: samples that are mixed with each other.
-        seed: of the shuffle.
+        weights: whole numbers of at least 1, one for each pool.
+        global_batch_size: number of samples that are mixed with each other.
+        seed: seed of the shuffle.
 
     Raises:
         InputError: the pattern would be longer than ten million slots.
