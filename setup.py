@@ -43,6 +43,7 @@ setup(
         "matplotlib",
         "tensorboard",
         "tqdm",
+        "pydantic>=2",
         "pyyaml",
         "pyarrow",
     ],

@@ -18,8 +18,8 @@ from cyclopts.types import PositiveInt
 from benchmarks.measuring import Measurement, in_turns
 from megatron_longrope2.data.documents import iter_documents, slices
 from megatron_longrope2.data.encoder import load_encoder
-from megatron_longrope2.data.preprocess import PreprocessConfig
-from megatron_longrope2.data.shards import Recipe, Shard, build_shard
+from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.data.shards import Shard, build_shard
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 
@@ -59,21 +59,13 @@ def measure(settings: Settings) -> Measurement:
     step = settings.document_characters
     texts = [text[start : start + step] for start in range(0, len(text), step)]
     batches = [texts[start : start + (1 << 20) // step] for start in range(0, len(texts), (1 << 20) // step)]
-    config = PreprocessConfig(settings.input, "", settings.tokenizer, original_length=8192)
-    recipe = Recipe(
-        tokenizer=settings.tokenizer,
-        tokenizer_sha256=encoder.sha256,
-        original_length=config.original_length,
-        buckets=config.buckets,
-        text_field="text",
-        bos_id=None,
-        eos_id=encoder.eos_id,
-        cut_long_documents=False,
-    )
     with TemporaryDirectory() as folder:
         file = Path(folder) / "text.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         shard = Shard(tuple(slices(file, file.stat().st_size)))
+        config = PreprocessSettings(
+            input=file, output=Path(folder), tokenizer=Path(settings.tokenizer), original_length=8192
+        )
         numbers = count()
 
         def tokenize() -> None:
@@ -81,7 +73,7 @@ def measure(settings: Settings) -> Measurement:
                 backend.encode_batch_fast(batch, add_special_tokens=False)
 
         def preprocess() -> None:
-            build_shard(shard, recipe, Path(folder) / f"shard-{next(numbers)}")
+            build_shard(shard, config, Path(folder) / f"shard-{next(numbers)}")
 
         actions = {"tokenizer": tokenize, "preprocess": preprocess}
         in_turns(actions, 1)  # the tokenizer fills its cache of words

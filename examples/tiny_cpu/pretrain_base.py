@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_longrope2.data.books import Book, read_books
+from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.needle_keys import key_pool
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler
 from megatron_longrope2.errors import run_main
@@ -64,7 +64,7 @@ class Settings:
         return 3 * self.original_length // 8 if step <= WARM_UP_SHARE * self.steps else self.original_length
 
 
-def make_tokenizer(books: list[Book], settings: Settings) -> PreTrainedTokenizerFast:
+def make_tokenizer(books: list[Document], settings: Settings) -> PreTrainedTokenizerFast:
     """Byte-level BPE with single-digit tokens, trained on the books and on needle sentences."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -79,7 +79,7 @@ def make_tokenizer(books: list[Book], settings: Settings) -> PreTrainedTokenizer
     )
     rng = random.Random(settings.seed)
     sentences = [
-        (OPENING + NEEDLE + QUESTION).format(kind="number", key=key, value=rng.randrange(10**6, 10**7))
+        (OPENING + NEEDLE + QUESTION).format(key=key, value=rng.randrange(10**6, 10**7))
         for key in key_pool("train")
     ]
     tokenizer.train_from_iterator([book.text for book in books] + sentences, trainer)
@@ -124,7 +124,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> LlamaF
 class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     """Training batches: half of the rows are slices of the books, half are needle questions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[Book], settings: Settings) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[Document], settings: Settings) -> None:
         self.settings = settings
         self.rng = random.Random(settings.seed)
         self.needles = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train")
@@ -203,7 +203,7 @@ def train(model: LlamaForCausalLM, rows: Rows) -> Iterator[str]:
 
 
 @torch.no_grad()
-def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books: list[Book]) -> str:
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books: list[Document]) -> str:
     """Held-out needle accuracy (whole answers, 200 samples) and text perplexity at the original length."""
     model.eval()
     length = model.config.max_position_embeddings

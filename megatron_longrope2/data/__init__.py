@@ -1,1 +1,1 @@
-"""Documents to tokens, the mixed-window dataset, needle samples."""
+"""Documents to tokens, training segments of both windows, needle samples."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_longrope2.data.books import Book, read_books
+from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid, measure_needles
@@ -167,7 +167,7 @@ def _distinct(lengths: Sequence[int]) -> None:
             raise InputError(f"--lengths: {length} is given twice; give each length once")
 
 
-def _books(subject: Subject, path: Path) -> list[Book]:
+def _books(subject: Subject, path: Path) -> list[Document]:
     """The books, of which the tokenizer knows the beginnings."""
     books = read_books(path)
     for book in books:
@@ -183,7 +183,7 @@ def _needle_summary(grid: NeedleGrid) -> str:
     )
 
 
-def _sliding(subject: Subject, books: Sequence[Book], window: int, stride: int) -> Perplexity:
+def _sliding(subject: Subject, books: Sequence[Document], window: int, stride: int) -> Perplexity:
     """Over whole books, as the tokenizer encodes them."""
     documents = [torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"]) for book in books]
     return sliding_perplexity(subject.scorer, documents, window, stride)

@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from megatron_longrope2.data.tokenizer import check_tokenizer
+from megatron_longrope2.data.tokenizer import check_same_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
 from megatron_longrope2.launch.commands import factors_file
@@ -218,6 +218,6 @@ def _pool_problems(settings: Settings) -> Iterator[str]:
     for manifest in sorted({Path(prefix).with_name("manifest.json") for prefix in prefixes}):
         try:
             if manifest.exists():
-                check_tokenizer(manifest, settings.model.hf_dir)
+                check_same_tokenizer(manifest, settings.model.hf_dir)
         except InputError as error:
             yield str(error)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.documents import Document
 from megatron_longrope2.data.needles import NeedleSample
 from megatron_longrope2.errors import InputError
 
@@ -38,7 +38,7 @@ class Sample:
 
 
 def document_samples(
-    tokenizer: PreTrainedTokenizerFast, books: Sequence[Book], count: int, length: int, seed: int
+    tokenizer: PreTrainedTokenizerFast, books: Sequence[Document], count: int, length: int, seed: int
 ) -> list[Sample]:
     """Stretches of `length` tokens of the books, every token scored; the books take turns.
 

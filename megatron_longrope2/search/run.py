@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, load_model

@@ -9,12 +9,12 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_tokenizer
 from megatron.training.utils import print_rank_0
 
-from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset, format_statistics
 from megatron_longrope2.data.pools import Pool
+from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset, format_statistics
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.training.arguments import training_pools, validation_pools
 
-Provider = Callable[..., tuple[MixedWindowDataset | None, "SamePasses | None", None]]
+Provider = Callable[..., tuple[SegmentDataset | None, "SamePasses | None", None]]
 
 
 class SamePasses(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -27,7 +27,7 @@ class SamePasses(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     split = Split.valid
 
-    def __init__(self, segments: MixedWindowDataset, samples: int) -> None:
+    def __init__(self, segments: SegmentDataset, samples: int) -> None:
         self._segments = segments
         self._samples = samples
 
@@ -44,7 +44,7 @@ def segment_provider(args: Namespace) -> Provider:
     Ranks that read no data (all but the first of each tensor-parallel group) open nothing.
 
     Raises:
-        InputError: as `MixedWindowDataset`; a run without a length, or with lengths that do not fit.
+        InputError: as `SegmentDataset`; a run without a length, or with lengths that do not fit.
     """
     if args.seq_length <= args.original_length:
         raise InputError(
@@ -59,11 +59,11 @@ def segment_provider(args: Namespace) -> Provider:
     if args.rank % args.tensor_model_parallel_size == 0:
         pools, repeat = training_pools(args)
         config = _config(args, pools, repeat=repeat)
-        training = MixedWindowDataset(config, needed, pad_id=0)
+        training = SegmentDataset(config, needed, pad_id=0)
         if args.eval_iters:
             config = _config(args, validation_pools(args), repeat=True)
             one_pass = args.eval_iters * args.eval_global_batch_size
-            validation = MixedWindowDataset(config, one_pass, pad_id=0, split=Split.valid)
+            validation = SegmentDataset(config, one_pass, pad_id=0, split=Split.valid)
 
     def provide(samples: list[int], vp_stage: int | None = None) -> Any:
         if training is None:
@@ -80,8 +80,8 @@ def segment_provider(args: Namespace) -> Provider:
     return provide
 
 
-def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> MixedWindowConfig:
-    return MixedWindowConfig(
+def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> SegmentConfig:
+    return SegmentConfig(
         pools=pools,
         original_length=args.original_length,
         target_length=args.seq_length,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.evaluation.needle_grid import measure_needles
 from megatron_longrope2.evaluation.perplexity import position_perplexity, sliding_perplexity, text_perplexity

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import (

@@ -60,7 +60,7 @@ def test_steps_are_the_papers_tokens(recipe: str) -> None:
         text=True,
         check=True,
     )
-    assert int(settings.stdout) == pytest.approx(load_mix("paper", "").tokens, rel=1e-3)
+    assert int(settings.stdout) == pytest.approx(load_mix("paper").tokens, rel=1e-3)
 
 
 @cache

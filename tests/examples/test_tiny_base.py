@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needle_keys import ADJECTIVES, NOUNS
 from megatron_longrope2.data.needles import NEEDLE, NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
@@ -27,7 +27,7 @@ def test_the_tokenizer_splits_digits_and_adds_one_bos() -> None:
 
 def test_no_key_shares_a_word_token_with_the_sentence_around_it() -> None:
     tokenizer = load_tokenizer(BASE)
-    sentence = tokenizer.tokenize(NEEDLE.format(kind="number", key="", value=""))
+    sentence = tokenizer.tokenize(NEEDLE.format(key="", value=""))
     words = {token for token in sentence if token.lstrip("Ġ").isalpha()}
     assert {"Ġis", "Ġfor"} <= words
     assert [key for key in ADJECTIVES + NOUNS if words & set(tokenizer.tokenize(f" {key}"))] == []

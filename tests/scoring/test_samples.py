@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.documents import Document
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.scoring.samples import Sample, document_samples
 
@@ -17,7 +17,7 @@ class _Letters:
         return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
 
 
-BOOKS = [Book("short", "ab"), Book("long", "abcdefghij" * 3), Book("other", "klmnopqrst" * 2)]
+BOOKS = [Document("short", "ab"), Document("long", "abcdefghij" * 3), Document("other", "klmnopqrst" * 2)]
 
 
 def test_documents_are_stretches_of_books_with_one_bos() -> None:

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_longrope2.data.books import read_books
+from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.rope import RopeFactors, make_factors

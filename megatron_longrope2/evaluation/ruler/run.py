@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.documents import Document
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.ruler.tasks import NEW_TOKENS, RulerSample, ruler_samples, score_answer
 from megatron_longrope2.statistics import proportion_interval
@@ -82,7 +82,7 @@ def evaluate_ruler(
     *,
     target_length: int | None = None,
     seed: int = 0,
-    books: Sequence[Book] = (),
+    books: Sequence[Document] = (),
 ) -> RulerResult:
     """Greedy answers to `count` samples of every task at every length, scored.
 
@@ -115,7 +115,7 @@ def _fitting(
     length: int,
     count: int,
     seed: int,
-    books: Sequence[Book],
+    books: Sequence[Document],
     target_length: int,
 ) -> tuple[list[RulerSample], list[list[int]]]:
     """Samples of a length and their tokens, made for a shorter one where they would pass the target length.

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.documents import Document
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.ruler import aggregation, niah, tracking
 from megatron_longrope2.evaluation.ruler.niah import Niah, niah_samples
@@ -62,7 +62,7 @@ def ruler_samples(
     length: int,
     count: int,
     seed: int = 0,
-    books: Sequence[Book] = (),
+    books: Sequence[Document] = (),
 ) -> list[RulerSample]:
     """The first `count` samples of a task; a function of the arguments alone.
 

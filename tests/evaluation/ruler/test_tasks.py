@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megatron_longrope2.data.books import Book, read_books
+from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.ruler import (
     BOOK_TASKS,
@@ -26,7 +26,7 @@ LENGTH = 3000
 
 
 @pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> list[Book]:
+def books(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     return read_books(write_books(tmp_path_factory.mktemp("books") / "b"))
 
 
@@ -41,7 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_fit_and_hold_their_answers(
-    task: str, tokenizer: PreTrainedTokenizerBase, books: list[Book]
+    task: str, tokenizer: PreTrainedTokenizerBase, books: list[Document]
 ) -> None:
     samples = ruler_samples(task, tokenizer, LENGTH, 3, books=books)
     assert len({sample.prompt for sample in samples}) == 3
@@ -60,7 +60,9 @@ def test_samples_fit_and_hold_their_answers(
     }.get(task, 1)
 
 
-def test_samples_are_a_function_of_the_seed(tokenizer: PreTrainedTokenizerBase, books: list[Book]) -> None:
+def test_samples_are_a_function_of_the_seed(
+    tokenizer: PreTrainedTokenizerBase, books: list[Document]
+) -> None:
     for task in ("niah_multikey_3", "ruler_vt"):
         first, again, other = (ruler_samples(task, tokenizer, LENGTH, 2, seed, books) for seed in (1, 1, 2))
         assert first == again
@@ -89,7 +91,9 @@ def test_a_result_survives_its_dictionary() -> None:
     assert 0 < low < 62.5 < high < 100
 
 
-def test_the_target_leaves_room_for_the_answer(tokenizer: PreTrainedTokenizerBase, books: list[Book]) -> None:
+def test_the_target_leaves_room_for_the_answer(
+    tokenizer: PreTrainedTokenizerBase, books: list[Document]
+) -> None:
     seen: list[tuple[int, int]] = []
 
     def generate(prompts: Sequence[Sequence[int]], new_tokens: int, _: str) -> list[list[int]]:
@@ -112,7 +116,7 @@ def test_books_are_asked_for(task: str, tokenizer: PreTrainedTokenizerBase) -> N
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_too_short_is_refused(task: str, tokenizer: PreTrainedTokenizerBase, books: list[Book]) -> None:
+def test_too_short_is_refused(task: str, tokenizer: PreTrainedTokenizerBase, books: list[Document]) -> None:
     with pytest.raises(InputError, match="tokens are too few"):
         ruler_samples(task, tokenizer, 130, 1, books=books)
 
