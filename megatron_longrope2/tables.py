@@ -13,7 +13,7 @@ def text_table(header: Sequence[str], rows: Rows, left: int = 1) -> str:
     align = ["left"] * left + ["right"] * (len(header) - left)
     cells = [[str(cell) for cell in row] for row in rows]
     return tabulate(
-        cells, header, tablefmt="plain", colalign=align, headersglobalalign="same", disable_numparse=True
+        cells, header, tablefmt="plain", colalign=align, headersalign=align, disable_numparse=True
     )
 
 

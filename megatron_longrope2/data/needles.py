@@ -147,9 +147,10 @@ class NeedleSampler:
         self, count: int, length: int | Sequence[int], depths: Sequence[float]
     ) -> Iterator[NeedleSample]:
         """Draw samples 0 to count - 1, going round the depths; each round takes the next length."""
-        if not depths:
-            raise InputError("depths: there are none; give at least one in 0 to 1")
         lengths = [length] if isinstance(length, int) else length
+        for name, values in (("lengths", lengths), ("depths", depths)):
+            if not values:
+                raise InputError(f"{name}: there are none; give at least one")
         for index in range(count):
             round_, at = divmod(index, len(depths))
             yield self.sample(index, lengths[round_ % len(lengths)], depths[at])

@@ -1,4 +1,4 @@
-"""Every format yields every document once, however it is sliced; damage is named."""
+"""Every format yields every document once, however it is sliced; names and damage."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_longrope2.data.documents import iter_documents, read_slice, slices
+from megatron_longrope2.data.documents import Document, iter_documents, read_books, read_slice, slices
 from megatron_longrope2.errors import InputError
 
 # U+2028 ends a line for str.splitlines, but not for JSON lines.
@@ -56,6 +56,26 @@ def test_a_folder_is_read_in_order_of_path_and_other_files_are_left_alone(tmp_pa
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "SOURCE.md").write_text("not a document")
+    assert [document.text for document in iter_documents(tmp_path)] == ["one", "two"]
+
+
+def test_documents_are_named_after_their_file_or_by_the_field_name(tmp_path: Path) -> None:
+    (tmp_path / "40_matthew.txt").write_text("Ä text\n", encoding="utf-8")
+    lines = [{"text": "one\u2028more", "name": "first", "other": 1}, {"text": "two"}]
+    content = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode()
+    (tmp_path / "b.jsonl").write_bytes(content)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(content))
+    place = content.rindex(b"{")
+    assert read_books(tmp_path) == [
+        Document("40_matthew", "Ä text\n"),
+        *(Document("first", "one\u2028more"), Document(f"b.jsonl:{place}", "two")),
+        *(Document("first", "one\u2028more"), Document(f"c.jsonl.gz:{place}", "two")),
+    ]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n', encoding="utf-8-sig")
     assert [document.text for document in iter_documents(tmp_path)] == ["one", "two"]
 
 
@@ -105,3 +125,6 @@ def test_a_missing_path_and_an_empty_folder_are_named(tmp_path: Path) -> None:
         slices(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no \.txt, .* file in this folder"):
         slices(tmp_path)
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"blank\.txt: holds no text"):
+        read_books(tmp_path / "blank.txt")

@@ -1,20 +1,17 @@
-"""Needle samples: exact lengths, the answer's tokens, the traps of earlier code, files and refusals."""
+"""Needle samples: exact lengths, the answer's tokens, depths, seeds and refusals."""
 
-import json
 import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_longrope2.data.books import Book
+from megatron_longrope2.data.documents import Document
 from megatron_longrope2.data.needle_keys import key_pool
-from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, load_needles, save_needles
+from megatron_longrope2.data.needles import NeedleSample, NeedleSampler
 from megatron_longrope2.errors import InputError
 
 VERSES = [
@@ -26,8 +23,8 @@ VERSES = [
 NAMES = ["Ann", "Ben", "Cat", "Dot", "Eve"]
 
 
-def make_book(name: str, lines: int = 200) -> Book:
-    return Book(name, "".join(f"{name} went on. {VERSES[i % len(VERSES)]}\n" for i in range(lines)))
+def make_book(name: str, lines: int = 200) -> Document:
+    return Document(name, "".join(f"{name} went on. {VERSES[i % len(VERSES)]}\n" for i in range(lines)))
 
 
 BOOKS = [make_book(name) for name in NAMES]
@@ -99,7 +96,8 @@ def text_of(sample: NeedleSample, tokenizer: PreTrainedTokenizerFast = TOKENIZER
 
 def body_of(sample: NeedleSample) -> tuple[str, str]:
     """The book text before and after the only needle."""
-    line = f"\nThe magic number for {sample.key} is: {sample.value}.\n"
+    (needle,) = sample.needles
+    line = f"\nThe magic number for {needle.key} is: {needle.value}.\n"
     before, after = text_of(sample).split(line)
     return before.removeprefix("A magic number is hidden in this text.\n"), after.split("\nWhat is the")[0]
 
@@ -120,12 +118,13 @@ def test_exactly_t_tokens_that_end_with_the_whole_answer(
     sample = SAMPLERS[name].sample(index, length, depth)
     assert sample.tokens.shape == sample.answer_mask.shape == (length,)
     assert (sample.tokens.dtype, sample.answer_mask.dtype) == (torch.int64, torch.bool)
-    answers = int(sample.answer_mask.sum())
+    answers, value = int(sample.answer_mask.sum()), sample.needles[0].value
+    assert re.fullmatch(r"[1-9]\d{6}", value)
     assert sample.answer_mask[-answers:].all()
     # The value, wherever the tokenizer cut it, and nothing else but a space that is glued to it.
-    assert TOKENIZERS[name].decode(sample.tokens[-answers:]).strip() == sample.value
-    assert sample.value not in TOKENIZERS[name].decode(sample.tokens[-answers - 1 : -answers])
-    assert text_of(sample, TOKENIZERS[name]).count(sample.value) == 2
+    assert TOKENIZERS[name].decode(sample.tokens[-answers:]).strip() == value
+    assert value not in TOKENIZERS[name].decode(sample.tokens[-answers - 1 : -answers])
+    assert text_of(sample, TOKENIZERS[name]).count(value) == 2
 
 
 def test_the_tokenizers_do_cut_numbers_differently() -> None:
@@ -143,7 +142,7 @@ def test_one_bos_where_the_tokenizer_adds_one_and_none_otherwise() -> None:
 
 
 def test_special_tokens_spelled_in_a_book_stay_text() -> None:
-    book = Book("html", "a <s> b </s> c\n" * 100)
+    book = Document("html", "a <s> b </s> c\n" * 100)
     sample = NeedleSampler(TOKENIZER, [book]).sample(0, 300, 0.5)
     assert sample.tokens[0] == TOKENIZER.bos_token_id
     special = torch.tensor([TOKENIZER.bos_token_id, TOKENIZER.eos_token_id])
@@ -178,43 +177,30 @@ def test_a_sample_depends_on_seed_index_length_and_depth_only(sampler: NeedleSam
     sampler.sample(8, 900, 0.9)
     again = NeedleSampler(TOKENIZER, BOOKS, seed=3).sample(7, 400, 0.3)
     assert torch.equal(sample.tokens, again.tokens)
-    assert (sample.key, sample.value, sample.book) == (again.key, again.value, again.book)
+    assert (sample.needles, sample.book) == (again.needles, again.book)
     for other in (
         sampler.sample(8, 400, 0.3),
         NeedleSampler(TOKENIZER, BOOKS, seed=4).sample(7, 400, 0.3),
     ):
-        assert other.value != sample.value
+        assert other.needles[0].value != sample.needles[0].value
 
 
 def test_samples_of_one_index_are_paired_over_depths(sampler: NeedleSampler) -> None:
     drawn = [sampler.sample(5, 400, depth) for depth in (0, 0.4, 1)]
-    assert len({(sample.key, sample.value, sample.book) for sample in drawn}) == 1
+    assert len({(sample.needles[0].key, sample.needles[0].value, sample.book) for sample in drawn}) == 1
     assert len({body_of(sample)[0] + body_of(sample)[1] for sample in drawn}) == 1
 
 
 def test_ten_samples_are_not_ten_depths_of_one_book(sampler: NeedleSampler) -> None:
     drawn = list(sampler.samples(10, 400, [k / 9 for k in range(10)]))
     assert sorted(sample.book for sample in drawn) == sorted(2 * NAMES)
-    assert [sample.depth for sample in drawn] == [k / 9 for k in range(10)]
-    assert len({sample.value for sample in drawn}) == 10
+    assert [sample.needles[0].depth for sample in drawn] == [k / 9 for k in range(10)]
+    assert len({sample.needles[0].value for sample in drawn}) == 10
 
 
 def test_books_that_are_too_short_are_passed_over() -> None:
     sampler = NeedleSampler(TOKENIZER, [make_book("Tiny", 1), *BOOKS])
     assert {sample.book for sample in sampler.samples(12, 500, [0.5])} == set(NAMES)
-
-
-def test_joined_books_go_on_into_the_next() -> None:
-    short = [make_book(name, 8) for name in NAMES]
-    with pytest.raises(InputError, match="join them"):
-        NeedleSampler(TOKENIZER, short).sample(0, 600, 0.5)
-    sampler = NeedleSampler(TOKENIZER, short, join_books=True)
-    drawn = list(sampler.samples(5, 600, [0.5]))
-    assert {len(sample.tokens) for sample in drawn} == {600}
-    assert len({sample.book for sample in drawn}) == 5
-    assert all(" + " in sample.book for sample in drawn)
-    with pytest.raises(InputError, match="add books"):
-        sampler.sample(0, 6000, 0.5)
 
 
 def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:
@@ -226,32 +212,16 @@ def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:
     assert held_out[:3] == ["tall cloud", "bold path", "clear gate"]
     for split in ("train", "held_out"):
         drawn = NeedleSampler(TOKENIZER, BOOKS, keys=split).samples(50, 300, [0.5])
-        assert {sample.key for sample in drawn} <= set(key_pool(split))
-
-
-@pytest.mark.parametrize(
-    ("kind", "pattern"),
-    [
-        ("number", r"[1-9]\d{6}"),
-        ("word", r"[a-z]+-[a-z]+"),
-        ("uuid", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
-    ],
-)
-def test_value_kinds(kind: str, pattern: str) -> None:
-    for tokenizer in TOKENIZERS.values():
-        sample = NeedleSampler(tokenizer, BOOKS, value_kind=kind).sample(2, 500, 0.5)
-        assert re.fullmatch(pattern, sample.value)
-        assert tokenizer.decode(sample.tokens[sample.answer_mask]).strip() == sample.value
-        assert f"the magic {kind} for {sample.key}? " in text_of(sample, tokenizer)
+        assert {sample.needles[0].key for sample in drawn} <= set(key_pool(split))
 
 
 def test_several_needles_are_all_hidden_and_all_asked_for() -> None:
     sampler = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=4)
     sample = sampler.sample(1, 700, 0.6)
-    needles = [(sample.key, sample.value), *((needle.key, needle.value) for needle in sample.more)]
+    needles = [(needle.key, needle.value) for needle in sample.needles]
     assert len(sample.tokens) == 700
     assert len({key for key, _ in needles}) == 4
-    assert [needle.depth for needle in sample.more] == pytest.approx([0.85, 0.1, 0.35])
+    assert [needle.depth for needle in sample.needles] == pytest.approx([0.6, 0.85, 0.1, 0.35])
     text, questions = text_of(sample), text_of(sample).split("\nWhat is the magic number for ")[1:]
     for (key, value), question in zip(needles, questions, strict=True):
         assert f"The magic number for {key} is: {value}.\n" in text
@@ -261,7 +231,7 @@ def test_several_needles_are_all_hidden_and_all_asked_for() -> None:
 
 def test_several_needles_lie_at_their_depths() -> None:
     sample = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=2).sample(1, 1500, 0.2)
-    lines = [f"\nThe magic number for {n.key} is: {n.value}.\n" for n in (sample, *sample.more)]
+    lines = [f"\nThe magic number for {n.key} is: {n.value}.\n" for n in sample.needles]
     text = text_of(sample).split("\nWhat is")[0].removeprefix("A magic number is hidden in this text.\n")
     body = len(text) - sum(map(len, lines))
     assert text.index(lines[0]) / body == pytest.approx(0.2, abs=0.02)
@@ -269,7 +239,7 @@ def test_several_needles_lie_at_their_depths() -> None:
 
 
 def test_text_without_spaces_takes_a_needle_too() -> None:
-    sample = NeedleSampler(TOKENIZER, [Book("dense", "abcdefg" * 400)]).sample(0, 500, 0.5)
+    sample = NeedleSampler(TOKENIZER, [Document("dense", "abcdefg" * 400)]).sample(0, 500, 0.5)
     before, after = body_of(sample)
     assert len(sample.tokens) == 500
     assert len(before) == pytest.approx(len(after), rel=0.1)
@@ -280,7 +250,6 @@ def test_text_without_spaces_takes_a_needle_too() -> None:
     [
         ({"seed": -1}, "seed: -1 is negative"),
         ({"keys": "test"}, "keys: 'test' is not a split"),
-        ({"value_kind": "date"}, "value_kind: 'date' is unknown"),
         ({"needles_per_document": 0}, "needles_per_document: 0 is not in 1..1600"),
     ],
 )
@@ -298,69 +267,7 @@ def test_refused_samples(sampler: NeedleSampler) -> None:
         sampler.sample(0, 100_000, 0.5)
     with pytest.raises(InputError, match="depths: there are none"):
         list(sampler.samples(1, 400, []))
+    with pytest.raises(InputError, match="lengths: there are none"):
+        list(sampler.samples(1, [], [0.5]))
     with pytest.raises(InputError, match="books: there are none"):
         NeedleSampler(TOKENIZER, [])
-
-
-@pytest.fixture
-def needle_file(tmp_path, sampler: NeedleSampler):
-    path = tmp_path / "needles.safetensors"
-    save_needles(path, list(sampler.samples(3, 300, [0, 1])), TOKENIZER, {**sampler.settings, "x": 1})
-    return path
-
-
-def test_what_is_saved_is_what_is_loaded(needle_file, sampler: NeedleSampler) -> None:
-    samples, manifest = load_needles(needle_file, TOKENIZER)
-    assert manifest["settings"] == {**sampler.settings, "x": 1}
-    assert manifest["length"] == 300
-    for loaded, drawn in zip(samples, sampler.samples(3, 300, [0, 1]), strict=True):
-        assert torch.equal(loaded.tokens, drawn.tokens)
-        assert torch.equal(loaded.answer_mask, drawn.answer_mask)
-        assert (loaded.key, loaded.value, loaded.depth, loaded.book, loaded.more) == (
-            (drawn.key, drawn.value, drawn.depth, drawn.book, drawn.more)
-        )
-
-
-def test_several_needles_survive_the_file(tmp_path) -> None:
-    sampler = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=3)
-    drawn = [sampler.sample(0, 500, 0.5)]
-    save_needles(tmp_path / "n.safetensors", drawn, TOKENIZER, sampler.settings)
-    assert load_needles(tmp_path / "n.safetensors")[0][0].more == drawn[0].more
-
-
-@pytest.mark.parametrize(
-    ("tensors", "manifest", "message"),
-    [
-        # Earlier code fell back to plain perplexity in silence here.
-        ({"answer_mask": None, "labels": torch.ones(3, 300)}, {}, "answer_mask: missing"),
-        ({"answer_mask": torch.zeros(3, 300, dtype=torch.bool)}, {}, "a sample has no answer"),
-        ({"tokens": torch.zeros(3, 299, dtype=torch.int64)}, {}, "tokens [3, 299], answer_mask [3, 300]"),
-        ({}, {"format": "other/1"}, "format: 'other/1', not 'longrope2-needles/1'"),
-    ],
-)
-def test_refused_files(needle_file, tensors: dict, manifest: dict, message: str) -> None:
-    with safe_open(needle_file, framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in ("tokens", "answer_mask")} | tensors
-        manifest = json.loads(file.metadata()["manifest"]) | manifest
-    kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
-    save_file(kept, needle_file, metadata={"manifest": json.dumps(manifest)})
-    with pytest.raises(InputError, match=re.escape(message)):
-        load_needles(needle_file)
-
-
-def test_refuses_another_tokenizer_and_other_files(needle_file, tmp_path) -> None:
-    with pytest.raises(InputError, match="vocabulary: of another tokenizer"):
-        load_needles(needle_file, TOKENIZERS["sentencepiece"])
-    (tmp_path / "text").write_text("no safetensors")
-    for path in (tmp_path / "text", tmp_path / "absent"):
-        with pytest.raises(InputError, match="cannot be read as a needle file"):
-            load_needles(path)
-
-
-def test_refuses_to_save_nothing_or_mixed_lengths(tmp_path, sampler: NeedleSampler) -> None:
-    with pytest.raises(InputError, match="no samples to write"):
-        save_needles(tmp_path / "n", [], TOKENIZER, {})
-    mixed = [sampler.sample(0, 300, 0), sampler.sample(0, 301, 0)]
-    with pytest.raises(InputError, match=re.escape("samples of [300, 301] tokens")):
-        save_needles(tmp_path / "n", mixed, TOKENIZER, {})
-    assert not list(tmp_path.iterdir())

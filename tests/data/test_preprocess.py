@@ -8,28 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclopts import CycloptsError
 
+from megatron_longrope2.cli import longrope2
 from megatron_longrope2.data import preprocess as module
 from megatron_longrope2.data.encoder import load_encoder
 from megatron_longrope2.data.pools import open_pool
-from megatron_longrope2.data.preprocess import PreprocessConfig, preprocess
-from megatron_longrope2.data.shards import Recipe, Shard, cut
+from megatron_longrope2.data.preprocess import preprocess
+from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.data.shards import Shard, cut
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.tools import preprocess_data
 
 SHORT = 128
 
 
 @pytest.fixture
-def config(tmp_path: Path, corpus: list[str], huggingface: Path) -> PreprocessConfig:
+def config(tmp_path: Path, corpus: list[str], huggingface: Path) -> PreprocessSettings:
     (tmp_path / "text").mkdir()
     for half in (0, 1):
         lines = [json.dumps({"text": text}) + "\n" for text in corpus[half::2]]
         (tmp_path / f"text/{half}.jsonl").write_text("".join(lines))
-    return PreprocessConfig(str(tmp_path / "text"), str(tmp_path / "out"), str(huggingface), SHORT)
+    return PreprocessSettings(
+        input=tmp_path / "text", output=tmp_path / "out", tokenizer=huggingface, original_length=SHORT
+    )
 
 
-def expected(corpus: list[str], config: PreprocessConfig) -> list[list[int]]:
+def expected(corpus: list[str], config: PreprocessSettings) -> list[list[int]]:
     encoder = load_encoder(config.tokenizer)
     bos = [0] if config.add_bos else []
     texts = corpus[0::2] + corpus[1::2]
@@ -43,7 +47,7 @@ def read(path: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_documents_go_to_their_bucket_with_eos_and_at_most_one_bos(
-    config: PreprocessConfig, corpus: list[str], add_bos: bool
+    config: PreprocessSettings, corpus: list[str], add_bos: bool
 ) -> None:
     config = replace(config, add_bos=add_bos, long_buckets=(1000, 2500))
     manifest = preprocess(config)
@@ -63,7 +67,7 @@ def test_documents_go_to_their_bucket_with_eos_and_at_most_one_bos(
 
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_long_documents_are_cut_only_if_asked(
-    config: PreprocessConfig, corpus: list[str], add_bos: bool
+    config: PreprocessSettings, corpus: list[str], add_bos: bool
 ) -> None:
     config = replace(config, cut_long_documents=True, add_bos=add_bos)
     preprocess(config)
@@ -85,19 +89,19 @@ def test_cut_repeats_the_first_token_where_it_is_bos() -> None:
     assert [p.tolist() for p in cut(np.arange(8), 4, keep_first=False)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_workers_and_shards_do_not_change_the_result(config: PreprocessConfig, tmp_path: Path) -> None:
+def test_workers_and_shards_do_not_change_the_result(config: PreprocessSettings, tmp_path: Path) -> None:
     one = preprocess(config)
-    many = preprocess(replace(config, output=str(tmp_path / "many"), workers=2, shard_bytes=2000))
+    many = preprocess(replace(config, output=tmp_path / "many", workers=2, shard_size=0.002))
     assert one == many
     for name in ("short.bin", "short.idx", "long.bin", "long.idx"):
         assert Path(config.output, name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
 def test_a_stopped_run_goes_on_from_its_finished_shards(
-    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PreprocessSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, shard_bytes=2000)
-    reference = preprocess(replace(config, output=str(tmp_path / "reference")))
+    config = replace(config, shard_size=0.002)
+    reference = preprocess(replace(config, output=tmp_path / "reference"))
     second = Path(config.input, "1.jsonl")
     good = second.read_text()
     second.write_text(good.replace('{"text"', '{"tekst"'))
@@ -117,18 +121,17 @@ def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     times: list[tuple[int, int]] = []
     original = module._build_shards
 
-    def build(shards: list[Shard], recipe: Recipe, folder: Path, workers: int) -> list[Path]:
-        found = [folder / shard.key(recipe) for shard in shards if (folder / shard.key(recipe)).exists()]
+    def build(shards: dict[Path, Shard], settings: PreprocessSettings) -> None:
+        found = [folder for folder in shards if folder.exists()]
         before = [path.stat().st_mtime_ns for path in found]
-        folders = original(shards, recipe, folder, workers)
+        original(shards, settings)
         times.extend(zip(before, [path.stat().st_mtime_ns for path in found], strict=True))
-        return folders
 
     monkeypatch.setattr(module, "_build_shards", build)
     return times
 
 
-def test_a_change_of_settings_does_not_reuse_shards(config: PreprocessConfig, tmp_path: Path) -> None:
+def test_a_change_of_settings_does_not_reuse_shards(config: PreprocessSettings, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no document of more than 100000 tokens"):
         preprocess(replace(config, original_length=100_000))
     assert preprocess(config)["buckets"][0]["at_most"] == SHORT
@@ -140,14 +143,14 @@ def _die(*_: object) -> None:
 
 
 def test_a_worker_that_is_killed_is_one_line(
-    config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+    config: PreprocessSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "build_shard", _die)
     with pytest.raises(InputError, match=r"a worker was killed \(out of memory\?\); run the same command"):
         preprocess(config)
 
 
-def test_a_full_disk_is_one_line(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(config: PreprocessSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -160,26 +163,24 @@ def test_a_full_disk_is_one_line(config: PreprocessConfig, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input": "nowhere"}, "nowhere: no such file or folder"),
+        ({"input": Path("nowhere")}, "nowhere: no such file or folder"),
         ({"original_length": 100_000}, "no document of more than 100000 tokens; add longer texts"),
         ({"original_length": 4}, "no document of at most 4 tokens; add shorter texts, cut"),
         ({"long_buckets": (5000, 9000)}, "no document of more than 5000 tokens and at most 9000"),
     ],
 )
-def test_bad_input_is_refused(config: PreprocessConfig, changes: dict[str, object], message: str) -> None:
+def test_bad_input_is_refused(config: PreprocessSettings, changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         preprocess(replace(config, **changes))  # type: ignore[arg-type]
     assert not Path(config.output).exists()
 
 
-def test_settings_out_of_order_are_refused(config: PreprocessConfig) -> None:
+def test_settings_out_of_order_are_refused(config: PreprocessSettings) -> None:
     with pytest.raises(InputError, match="do not rise"):
         replace(config, long_buckets=(100,))
-    with pytest.raises(InputError, match="workers: 0 is less than 1"):
-        replace(config, workers=0)
 
 
-def test_empty_buckets_may_be_allowed(config: PreprocessConfig) -> None:
+def test_empty_buckets_may_be_allowed(config: PreprocessSettings) -> None:
     preprocess(replace(config, original_length=100_000, allow_empty_buckets=True))
     assert sorted(p.name for p in Path(config.output).iterdir()) == [
         "manifest.json",
@@ -188,30 +189,47 @@ def test_empty_buckets_may_be_allowed(config: PreprocessConfig) -> None:
     ]
 
 
-def test_an_existing_output_is_not_overwritten(config: PreprocessConfig) -> None:
+def test_an_existing_output_is_not_overwritten(config: PreprocessSettings) -> None:
     preprocess(config)
     with pytest.raises(InputError, match="exists already and is not empty"):
         preprocess(config)
 
 
-def test_bos_that_the_tokenizer_lacks_is_refused(config: PreprocessConfig, tmp_path: Path) -> None:
+def test_bos_that_the_tokenizer_lacks_is_refused(config: PreprocessSettings, tmp_path: Path) -> None:
     folder = tmp_path / "no_bos"
     shutil.copytree(config.tokenizer, folder)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="bos_token: the tokenizer has none"):
-        preprocess(replace(config, tokenizer=str(folder), add_bos=True))
+        preprocess(replace(config, tokenizer=folder, add_bos=True))
 
 
-def test_command_line(
-    config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--input", config.input, "--output", config.output, "--tokenizer", config.tokenizer]
-    options = ["--original-length", str(SHORT), "--workers", "2"]
-    monkeypatch.setattr("sys.argv", ["preprocess_data", *arguments, *options])
-    preprocess_data.main()
-    assert "short: " in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        preprocess_data.main()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {config.output}: exists already")
+def command(config: PreprocessSettings, *options: str) -> None:
+    paths = ("--input", config.input, "--output", config.output, "--tokenizer", config.tokenizer)
+    words = ("preprocess", *paths, "--original-length", config.original_length, *options)
+    longrope2()(list(map(str, words)), exit_on_error=False, print_error=False)
+
+
+def test_command_line(config: PreprocessSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    command(config, "--workers", "2", "--long-buckets", "1000", "2500")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["short", "long-1000", "long-2500"]
+    assert lines[3].startswith("dropped as longer than the last bucket: 1 documents")
+    with pytest.raises(InputError, match=f"{config.output}: exists already"):
+        command(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--workers", "0"), "Must be > 0"),
+        (("--shard-size", "0"), "Must be > 0"),
+        (("--original-length", "1"), "Must be >= 2"),
+        (("--long-buckets", "100"), "--long-buckets: .* do not rise"),
+        (("--dry-run",), "--dry-run: prints the token table of a mix; give --mix"),
+    ],
+)
+def test_bad_options_are_refused(config: PreprocessSettings, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises((InputError, CycloptsError), match=message):
+        command(config, *options)
+    assert not config.output.exists()

@@ -1,11 +1,9 @@
 """Segments are what the model and Megatron's loaders expect, for every layout, and resume exactly."""
 
 import hashlib
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.utils import flatten_batch_for_packed_sequences
 
-from megatron_longrope2.data.mixed_window import MixedWindowConfig, MixedWindowDataset, format_statistics
 from megatron_longrope2.data.pools import Pool, write_documents
+from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset, format_statistics
 from megatron_longrope2.errors import InputError
+from tests import processes  # noqa: F401 (the fork server has Megatron imported)
 
 VOCAB, PAD, EOS = 1000, 999, 0
 SHORT, TARGET = 64, 512
@@ -41,8 +40,8 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, ...]:
     return (Pool(str(folder / "short"), "short", 3), Pool(str(folder / "long"), "long", 7))
 
 
-def configuration(these: tuple[Pool, ...], **changes: Any) -> MixedWindowConfig:
-    base = MixedWindowConfig(
+def configuration(these: tuple[Pool, ...], **changes: Any) -> SegmentConfig:
+    base = SegmentConfig(
         these, original_length=SHORT, target_length=TARGET, global_batch_size=10, seed=1, repeat=True
     )
     return replace(base, **changes)
@@ -68,7 +67,7 @@ def test_item_keeps_the_contract(
         sequence_parallel_size=sequence,
         long_window_attention=attention,
     )
-    dataset = MixedWindowDataset(config, 201, pad_id=PAD)
+    dataset = SegmentDataset(config, 201, pad_id=PAD)
     item = dataset[index]
     assert [item[k].dtype for k in ("tokens", "labels", "position_ids")] == [torch.int64] * 3
     assert item["loss_mask"].dtype == torch.float32
@@ -100,7 +99,7 @@ def test_item_keeps_the_contract(
 
 
 def test_short_segments_hold_whole_documents(pools: tuple[Pool, ...]) -> None:
-    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
     seen = 0
     for index in range(100):
         if dataset.window(index) == "long":
@@ -118,7 +117,7 @@ def test_short_segments_hold_whole_documents(pools: tuple[Pool, ...]) -> None:
 
 
 def test_long_full_segments_train_on_every_token(pools: tuple[Pool, ...]) -> None:
-    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
     rows = [dataset[i] for i in range(100) if dataset.window(i) == "long"]
     full = [row for row in rows if (row["tokens"] != PAD).all()]
     assert len(full) > len(rows) / 2
@@ -130,45 +129,37 @@ def test_long_full_segments_train_on_every_token(pools: tuple[Pool, ...]) -> Non
 
 def test_a_run_that_resumes_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
     config = configuration(pools)
-    whole = [MixedWindowDataset(config, 60, pad_id=PAD)[i] for i in range(60)]
-    resumed = MixedWindowDataset(config, 60, pad_id=PAD)
+    whole = [SegmentDataset(config, 60, pad_id=PAD)[i] for i in range(60)]
+    resumed = SegmentDataset(config, 60, pad_id=PAD)
     for i in range(37, 60):
         assert all(torch.equal(resumed[i][key], whole[i][key]) for key in whole[i])
 
 
 def test_an_epoch_reads_every_token_once_and_the_next_in_another_order(pools: tuple[Pool, ...]) -> None:
     config = configuration(pools[:1])
-    segments = MixedWindowDataset(config, 1, pad_id=PAD).statistics()[0]["segments"]
-    dataset = MixedWindowDataset(config, 2 * segments, pad_id=PAD)
-    single = MixedWindowDataset(replace(config, global_batch_size=1), 2 * segments, pad_id=PAD)
+    segments = SegmentDataset(config, 1, pad_id=PAD).statistics()[0]["segments"]
+    dataset = SegmentDataset(config, 2 * segments, pad_id=PAD)
+    single = SegmentDataset(replace(config, global_batch_size=1), 2 * segments, pad_id=PAD)
     rows = [tuple(single[i]["tokens"].tolist()) for i in range(2 * segments)]
     assert sorted(rows[:segments]) == sorted(rows[segments:])
     assert rows[:segments] != rows[segments:]
     assert sum(sum(t != PAD for t in row) for row in rows[:segments]) == dataset.statistics()[0]["tokens"]
 
 
-PRINT_ITEMS = """
-import sys
-from test_mixed_window import Pool, configuration, digests
-print(*digests(configuration((Pool(sys.argv[1], "short", 3), Pool(sys.argv[2], "long", 7)))))
-"""
-
-
-def digests(config: MixedWindowConfig) -> list[str]:
-    dataset = MixedWindowDataset(config, 40, pad_id=PAD)
+def digests(config: SegmentConfig) -> list[str]:
+    dataset = SegmentDataset(config, 40, pad_id=PAD)
     return [hashlib.sha256(dataset[i]["tokens"].numpy().tobytes()).hexdigest() for i in range(40)]
 
 
 def test_another_process_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
-    command = [sys.executable, "-c", PRINT_ITEMS, pools[0].path_prefix, pools[1].path_prefix]
-    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    theirs = run.stdout.splitlines()[-1].split()
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        theirs = pool.apply(digests, (configuration(pools),))
     assert theirs == digests(configuration(pools))
     assert len(set(theirs)) > 30
 
 
 def test_upstream_collates_and_flattens_the_items(pools: tuple[Pool, ...]) -> None:
-    dataset = MixedWindowDataset(configuration(pools), 40, pad_id=PAD)
+    dataset = SegmentDataset(configuration(pools), 40, pad_id=PAD)
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
     batch = flatten_batch_for_packed_sequences(next(iter(loader)))
     expected = [a for i in range(4) for a in (torch.tensor(spans(dataset[i]))[:, 1] + i * TARGET).tolist()]
@@ -178,17 +169,20 @@ def test_upstream_collates_and_flattens_the_items(pools: tuple[Pool, ...]) -> No
 
 
 def test_statistics_account_for_the_run(pools: tuple[Pool, ...]) -> None:
-    dataset = MixedWindowDataset(configuration(pools), 100, pad_id=PAD)
+    dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
     short, long = dataset.statistics()
     assert (short["samples"], long["samples"]) == (30, 70)
     assert 0 <= short["waste"] < 0.1
     assert short["documents"] == 400
-    assert "30 segments" in format_statistics([short, long])
+    header, *rows = format_statistics([short, long]).splitlines()
+    assert header.split()[:4] == ["pool", "window", "weight", "documents"]
+    assert [row.split()[1:4] for row in rows] == [["short", "3", "400"], ["long", "7", "41"]]
+    assert [row.split()[-2] for row in rows] == ["30", "70"]
 
 
 def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
     control = (pools[0], Pool("/nowhere/long", "long", 0))
-    dataset = MixedWindowDataset(configuration(control), 20, pad_id=PAD)
+    dataset = SegmentDataset(configuration(control), 20, pad_id=PAD)
     assert {dataset.window(i) for i in range(20)} == {"short"}
 
 
@@ -201,11 +195,11 @@ def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
         ({"vocab_size": 500}, "holds token id .*, the model's vocabulary has 500"),
         ({"original_length": 32}, "too long for the short window of 32"),
         ({"original_length": 128}, "not longer than the short window of 128"),
-        ({"long_window_attention": "sparse"}, '"sparse" is not "full" or "document"'),
+        ({"long_window_attention": "sparse"}, "'sparse'; use full or document"),
         ({"repeat": False}, "short: the run needs 300 segments of 512 tokens, the pool has"),
         ({"pools": ()}, "none has a weight above 0"),
     ],
 )
 def test_bad_configuration_is_refused(pools: tuple[Pool, ...], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MixedWindowDataset(configuration(pools, **changes), 1000, pad_id=PAD)
+        SegmentDataset(configuration(pools, **changes), 1000, pad_id=PAD)
