@@ -43,7 +43,6 @@ setup(
         "matplotlib",
         "tensorboard",
         "tqdm",
-        "pydantic>=2",
         "pyyaml",
         "pyarrow",
     ],
