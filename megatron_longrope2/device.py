@@ -1,8 +1,9 @@
 """The one place that knows whether there is a GPU.
 
-Megatron-Core's trainer has no need for CUDA, only many call sites that say "cuda". With no GPU, `install`
+Megatron-Core's trainer has no need for CUDA, only many call sites that say "cuda". Without a GPU, `install`
 answers them on the CPU, so that the real trainer, optimizers and `torch_dist` checkpoints run over gloo, in
-one process or several. With a GPU it does nothing. Call it before anything of `megatron` is imported.
+one process or several. With a GPU it changes nothing of torch. Call it before anything of `megatron` is
+imported.
 """
 
 import functools
@@ -20,7 +21,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-# Functions of torch that make a tensor on a device they are told.
+# Functions of torch that make a tensor on the device that they are given.
 CONSTRUCTORS = (
     "arange as_tensor empty empty_like eye full full_like linspace ones ones_like rand rand_like randint "
     "randn randn_like randperm tensor zeros zeros_like"
@@ -38,14 +39,14 @@ def distributed_backend() -> str:
 
 
 def rendezvous_store() -> torch.distributed.Store | None:
-    """A store for a process that no launcher started; None under torchrun or srun, which have their own."""
+    """A store for a process that no launcher started; None under torchrun or srun, which bring their own."""
     return None if "RANK" in os.environ else torch.distributed.HashStore()
 
 
 @functools.cache
 def install() -> None:
-    """Let Megatron run on this machine: nothing to do with a GPU, CPU stand-ins without one."""
-    # Megatron asks for it: tensor parallelism overlaps communication by the order of launches.
+    """Let Megatron run on this machine: without a GPU, the CPU stands in for it."""
+    # Megatron asks for this: tensor parallelism overlaps communication by the order of kernel launches.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if has_gpu():
         _skip_compilation_of_shipped_helpers()
@@ -53,7 +54,7 @@ def install() -> None:
     # Megatron's jit_fuser is torch.compile, which would build C++ kernels at the first step.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     torch.compile = _eager
-    # Megatron warns at import of every CUDA library that is not there.
+    # Megatron warns at its import about every CUDA library that is missing.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     _stand_in_for_torch_cuda()
@@ -73,12 +74,12 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _eager(function: Any = None, **_: Any) -> Any:
-    """torch.compile, as a function or as a decorator with options, that compiles nothing."""
+    """A torch.compile, called as a function or as a decorator with options, that compiles nothing."""
     return function if function is not None else lambda decorated: decorated
 
 
 class _Device(nullcontext[None]):
-    """torch.cuda.device: a class, because torch asks whether a device is one."""
+    """A torch.cuda.device. It is a class because torch checks devices with `isinstance`."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class _Stream:
 
 
 def _returning(value: Any) -> Callable[..., Any]:
-    """A new function each time: torch's compiler refuses one function under two names."""
+    """A new function on every call: torch's compiler refuses one function under two names."""
     return lambda *_, **__: value
 
 
@@ -128,7 +129,7 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 def _stand_in_for_torch_cuda() -> None:
     cuda: Any = torch.cuda
     stream = _Stream()
-    # One "device" a process: Megatron builds its model-parallel groups only where it counts some.
+    # One "device" per process: Megatron builds its model-parallel groups only where it counts devices.
     cuda.device_count = _returning(1)
     cuda.current_device = _returning(CPU)
     for name in ("current_stream", "default_stream"):
@@ -164,15 +165,15 @@ def _stand_in_for_torch_cuda() -> None:
 
 
 def _stand_in_for_constructors() -> None:
-    """One by one: a `TorchFunctionMode` would do the same, but take every torch call through Python."""
-    with CPU:  # torch looks up its constructors once: `with torch.device("meta")` must know the real ones
+    """Each on its own: a `TorchFunctionMode` would do the same, but take every torch call through Python."""
+    with CPU:  # torch looks up its constructors once, and `with torch.device("meta")` must know the real ones
         torch.empty(0)
     for name in CONSTRUCTORS:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
 
 def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The function, that makes its tensor on the CPU when it is told CUDA."""
+    """The function, but a tensor for a CUDA device is made on the CPU."""
 
     @functools.wraps(constructor)
     def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -202,7 +203,7 @@ def _stand_in_for_tensors() -> None:
 
     @functools.wraps(original_type)
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        # Megatron's optimizers tell parameters apart by the name "torch.cuda.FloatTensor".
+        # Megatron's optimizers recognise parameters by the name "torch.cuda.FloatTensor".
         name = original_type(self, *args, **kwargs)
         if isinstance(name, str) and not name.startswith("torch.cuda."):
             return name.replace("torch.", "torch.cuda.", 1)
@@ -245,9 +246,10 @@ def _let_megatron_start_without_cuda() -> None:
     import megatron.training.initialize as initialize
     import megatron.training.training as training
 
-    # Without a second generator, its tracker finds that "the CPU's state changed" at every use.
+    # Its tracker of random states has no second generator here, and warns at every use that the CPU's
+    # changed.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
     training.set_jit_fusion_options = _nothing()
-    # Generation's pipeline messages are asserted to be CUDA tensors.
+    # Upstream asserts that the pipeline messages of generation are CUDA tensors.
     inference_communication._is_cuda = _nothing()

@@ -1,1 +1,1 @@
-"""What Megatron is given: rotary embedding, core attention, layer specs, model configuration, builder."""
+"""What Megatron is given: rotary embedding, core attention, layer specs, configuration, builder."""

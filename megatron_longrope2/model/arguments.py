@@ -1,4 +1,4 @@
-"""Megatron's arguments, completed from checkpoint and device, and the model configuration they give."""
+"""Megatron's arguments, completed from the checkpoint and the device, and the model configuration of them."""
 
 import importlib.util
 import traceback
@@ -52,8 +52,8 @@ def parse_model_arguments(
     saves carries them).
 
     Args:
-        add_arguments: adds a command's own arguments.
-        defaults: values for arguments that were not given, as upstream's `args_defaults`.
+        add_arguments: adds a command's own arguments to the parser.
+        defaults: values of arguments that were not given, as upstream's `args_defaults`.
         forced: values that the command needs, whatever was given.
 
     Raises:
@@ -127,7 +127,8 @@ def _checkpoint_source(args: Namespace) -> str | None:
     """Which of `--load` and `--pretrained-checkpoint` tells the model's shape.
 
     Raises:
-        InputError: one is named, and none holds a checkpoint (a first run may name a `--load` still empty).
+        InputError: a folder is named, and neither holds a checkpoint. The first of several runs may name the
+            empty folder that it saves to as `--load`.
     """
     for name in ("load", "pretrained_checkpoint"):
         if checkpoint_exists(getattr(args, name)):
@@ -148,14 +149,14 @@ def _load_checkpoint_args(args: Namespace, source: str) -> None:
         load_args_from_checkpoint(args, load_arg=source)
         path = get_load_checkpoint_path_by_args(args, load_arg=source)
         saved = dist_checkpointing.load_common_state_dict(path)["args"]
-    # Whatever upstream's and torch's readers meet in a damaged folder; SystemExit for a broken tracker file.
+    # Upstream's and torch's readers raise anything in a damaged folder; SystemExit for a broken tracker file.
     except (Exception, SystemExit) as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InputError(
             f"{folder}: the checkpoint cannot be read ({reason}); copy it again, or give an earlier one with "
             "--ckpt-step"
         ) from error
-    # What upstream's `load_args_from_checkpoint` does not restore: parts of the model, and what is ours.
+    # Upstream's `load_args_from_checkpoint` restores neither these parts of the model nor our arguments.
     for name in ("layernorm_epsilon", "qk_layernorm"):
         setattr(args, name, getattr(saved, name, getattr(args, name)))
     for name in ("vocab_size", "original_length", "longrope2_factors"):
@@ -165,10 +166,10 @@ def _load_checkpoint_args(args: Namespace, source: str) -> None:
 
 
 def _tokenizer_model(recorded: str | None, folder: Path) -> str | None:
-    """The tokenizer a checkpoint names; the one beside its weights, where that path is another machine's.
+    """The tokenizer that a checkpoint names, or the one beside its weights if that path is another machine's.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither exists.
     """
     if recorded is None or not Path(recorded).is_absolute() or Path(recorded).exists():
         return recorded
@@ -181,7 +182,11 @@ def _tokenizer_model(recorded: str | None, folder: Path) -> str | None:
 
 
 def _adapt_to_device(args: Namespace) -> None:
-    """Options that ask for CUDA kernels are off where there is none; Transformer Engine must be installed."""
+    """Turn off what this machine has no kernels for.
+
+    Raises:
+        InputError: there is a GPU, and Transformer Engine is neither installed nor declined.
+    """
     if has_gpu():
         if args.transformer_impl == "transformer_engine" and not importlib.util.find_spec(
             "transformer_engine"

@@ -17,10 +17,11 @@ from torch.nn.attention.varlen import varlen_attn
 from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.model.rotary import ActiveFactors
 
-# Queries a block where queries start in the middle of their document: bounds the mask to BLOCK x keys.
+# Queries that begin in the middle of their document are attended in blocks of this size, so that a mask has
+# at most QUERY_BLOCK x keys elements.
 QUERY_BLOCK = 512
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
-# Older torch takes grouped queries without being told.
+# Older versions of torch take grouped queries without being told.
 VARLEN_ASKS_FOR_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 
 
@@ -98,7 +99,7 @@ class TorchDotProductAttention(MegatronModule):
         Args:
             query: [tokens, heads, dim] when packed, else [tokens, batch, heads, dim]; key and value alike
                 with their own number of heads, and, with a KV cache, more tokens: queries are the last ones.
-            packed_seq_params: the documents, or None for one document a batch row.
+            packed_seq_params: the documents, or None where each batch row is one document.
 
         Returns:
             [tokens, heads * dim] when packed, else [tokens, batch, heads * dim].
@@ -153,7 +154,7 @@ class TorchDotProductAttention(MegatronModule):
         )
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[batch, heads, queries, dim] sees keys up to its own place; the last query is the last key."""
+        """Each query sees the keys up to its own place, and the last query all: [batch, heads, queries, dim]."""
         queries, keys = query.shape[2], key.shape[2]
         if _repeats_heads(query, masked=1 < queries < keys):
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
@@ -186,9 +187,9 @@ def has_varlen_kernel(query: Tensor) -> bool:
 
 
 def _repeats_heads(query: Tensor, *, masked: bool) -> bool:
-    """Whether torch's kernel for this call knows no grouped queries, and would build all scores instead.
+    """Whether torch has no memory-saving kernel with grouped queries for this call, and would form the scores.
 
-    Of the CUDA kernels that save memory only flash attention and cuDNN know them: in half precision and
-    without a mask.
+    Of the CUDA kernels that save memory only flash attention and cuDNN take grouped queries: in half
+    precision and without a mask.
     """
     return query.is_cuda and (masked or query.dtype not in FLASH_DTYPES)

@@ -22,7 +22,7 @@ class LongRoPE2ModelConfig(GPTModelConfig):
     transformer_layer_spec: Any = None
 
     def __post_init__(self) -> None:
-        """Raises InputError if the factors are another model's, or the fused kernel cannot apply them."""
+        """Raises InputError if the factors belong to another model, or the fused kernel cannot apply them."""
         if self.transformer_layer_spec is None:  # without --spec
             self.transformer_layer_spec = longrope2_layer_spec
         factors = self.rope_factors

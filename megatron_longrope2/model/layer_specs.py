@@ -1,4 +1,4 @@
-"""Layer specs: upstream's, with our self-attention, and in the torch spec our core attention and RMSNorm."""
+"""Layer specs: upstream's with our self-attention, and in the torch spec our core attention and RMSNorm."""
 
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec

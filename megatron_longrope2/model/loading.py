@@ -1,4 +1,4 @@
-"""A Megatron model from a checkpoint, for all that is not the trainer: search, evaluation, verification."""
+"""A Megatron model from a checkpoint, for everything but the trainer: search, evaluation, verification."""
 
 import importlib.util
 import logging
@@ -65,10 +65,10 @@ def load_model(
 ) -> LoadedModel:
     """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint.
 
-    One model at a time: `unload_model` comes before the next.
+    A process holds one model at a time: call `unload_model` before loading the next.
 
     Args:
-        load_dir: folder that `convert_hf_to_megatron` or `pretrain` wrote.
+        load_dir: folder that `longrope2 import` or `longrope2 train` wrote.
         rope_factors: factor file or published name; default: what the checkpoint holds.
         params_dtype: float32 or bfloat16.
         extra_arguments: further Megatron command-line arguments.
@@ -104,9 +104,9 @@ def load_model(
 
 
 def unload_model() -> None:
-    """Undo Megatron's set-up by `load_model`, if there was one: this process may load another checkpoint.
+    """Undo Megatron's set-up by `load_model`, if there was one, so that another checkpoint can be loaded.
 
-    The caller drops its references to the old model.
+    The caller must drop its references to the old model.
     """
     if mpu.model_parallel_is_initialized():
         mpu.destroy_model_parallel()
@@ -117,7 +117,7 @@ def unload_model() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Megatron prints some five hundred arguments and its progress; errors still pass."""
+    """Silence the five hundred arguments and the progress that Megatron prints; errors still pass."""
     logging.getLogger("megatron").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _command_line(arguments: list[str]) -> Iterator[None]:
-    """Megatron parses sys.argv only."""
+    """Put the arguments where Megatron reads them: it parses `sys.argv` only."""
     saved = sys.argv
     sys.argv = [saved[0], *arguments]
     try:

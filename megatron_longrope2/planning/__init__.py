@@ -1,1 +1,1 @@
-"""Which parallel layouts of a training run fit into memory, and how long each takes. No GPU, no Megatron."""
+"""Which parallel layouts of a training run fit into memory, and how long each takes. Needs no Megatron."""

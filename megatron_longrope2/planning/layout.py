@@ -1,4 +1,4 @@
-"""A parallel layout, and all those that a model and a length admit."""
+"""A parallel layout, and all layouts that a model and a length admit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Layout:
         return name if self.recompute == "none" else f"{name} with {self.recompute} recomputation"
 
     def arguments(self) -> str:
-        """Megatron's command line for it."""
+        """Megatron's command line for this layout."""
         parts = [
             f"--tensor-model-parallel-size {self.tensor}",
             "--sequence-parallel" if self.tensor > 1 else "",

@@ -13,13 +13,13 @@ from megatron_longrope2.planning.layout import Layout
 GIB = 2**30
 BF16, FLOAT32 = 2, 4
 
-# Bytes a logit: itself, the float32 softmax that the loss keeps, and its gradient.
+# Bytes per logit: itself, the float32 softmax that the loss keeps, and its gradient.
 LOGIT = BF16 + FLOAT32 + BF16
 
-# Bytes a parameter on every rank: itself and its float32 gradient.
+# Bytes per parameter on every rank: itself and its float32 gradient.
 PARAMETER = BF16 + FLOAT32
 
-# Bytes a parameter that the distributed optimizer shares out: master copy and Adam's two moments.
+# Bytes per parameter that the distributed optimizer shares out: the master copy and Adam's two moments.
 OPTIMIZER = 3 * FLOAT32
 
 
@@ -33,7 +33,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it; what CUDA, NCCL and fragmentation take is not in it."""
+        """All of it, without what CUDA, NCCL and fragmentation take."""
         return self.weights_and_optimizer + self.activations + self.logits
 
 
@@ -68,7 +68,7 @@ def _stage(model: ModelDims, layout: Layout, length: int, in_flight: int, *, las
 def weights_and_optimizer(model: ModelDims, layout: Layout) -> float:
     """Bytes on the fullest rank, as upstream's `compute_weight_and_optimizer_memory` counts them.
 
-    The one difference: the distributed optimizer shares its states out over data- and context-parallel ranks.
+    There is one difference: the distributed optimizer shards its states over context-parallel ranks too.
     """
     layers = model.num_layers / layout.pipeline
     sharded = layers * (model.attention_parameters + model.mlp_parameters) + model.embedding_parameters
@@ -85,7 +85,7 @@ def layer_activations(model: ModelDims, layout: Layout, length: int) -> float:
 
 
 def working_activations(model: ModelDims, layout: Layout, length: int) -> float:
-    """Bytes beside: what the layer in its backward pass computes again, its gradients, gathered sequences."""
+    """Bytes in addition: what a layer's backward pass computes again, its gradients, gathered sequences."""
     tokens = length / layout.context
     kept = _kept(model)
     again = kept["none"] - kept[layout.recompute]
@@ -97,7 +97,7 @@ def working_activations(model: ModelDims, layout: Layout, length: int) -> float:
 
 
 def _kept(model: ModelDims) -> dict[str, float]:
-    """Bytes a token of one layer, all tensor-parallel ranks together, for each kind of recomputation."""
+    """Bytes per token of one layer, all tensor-parallel ranks together, for each kind of recomputation."""
     hidden, query, key_value = model.hidden_size, model.query_size, model.key_value_size
     # Layer input, normed input, queries, keys and values, attention's output and its log-sums, residual.
     attention = BF16 * (3 * hidden + 2 * query + 2 * key_value) + FLOAT32 * model.num_attention_heads

@@ -20,7 +20,7 @@ USABLE = 0.9
 # Layouts within this of the fastest are taken as equally fast: the formula is no better.
 NEARLY = 1.05
 
-# Of equally fast layouts those are preferred that fill at most this share of the memory.
+# Among equally fast layouts, those are preferred that fill at most this share of the memory.
 ROOMY = 2 / 3
 
 UNCALIBRATED = (
@@ -83,7 +83,7 @@ def plan(settings: PlanSettings) -> list[Row]:
 
 
 def reasons(rows: list[Row], settings: PlanSettings) -> str:
-    """Why the first row is recommended, in one sentence a line."""
+    """Why the first row is recommended: one sentence per line."""
     best, fastest = rows[0], min(rows, key=lambda row: row.hours)
     step = best.step
     waiting = {

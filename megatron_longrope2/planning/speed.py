@@ -14,18 +14,19 @@ from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import BF16, FLOAT32
 from megatron_longrope2.planning.settings import GpuName, PlanSettings
 
-# Simulated global batches: how windows fall on data-parallel ranks and pipeline stages.
+# Number of simulated global batches: windows fall at random on data-parallel ranks and pipeline stages.
 DRAWS = 10
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU does in practice.
+    """What a GPU is assumed to do in practice.
 
     Attributes:
         peak: dense bf16 operations a second.
         linear, attention: shares of the peak that matrix products and flash attention reach.
-        node_bandwidth, network_bandwidth: bytes a second and direction of one GPU, inside and between nodes.
+        node_bandwidth, network_bandwidth: bytes per second and direction of one GPU, inside a node and
+            between nodes.
     """
 
     peak: float
@@ -47,7 +48,7 @@ class Step:
 
     Attributes:
         linear, attention: arithmetic.
-        tensor, context, data: traffic of each kind of parallelism that arithmetic does not hide.
+        tensor, context, data: traffic of each kind of parallelism that is not hidden behind arithmetic.
         imbalance: waiting for the data-parallel rank that drew the most long segments.
         bubble: idle pipeline stages, uneven micro-batches included.
     """

@@ -1,7 +1,8 @@
 """From the data loader's items to what a pipeline stage's forward pass takes.
 
-`pretrain_gpt.py` of Megatron-LM does this outside the wheel; the broadcast and the flattening are upstream's.
-Only the context-parallel slice is ours: per document, and without Transformer Engine's CUDA kernel.
+In Megatron-LM `pretrain_gpt.py` does this, which is not part of the wheel. The broadcast and the flattening
+are upstream's; only the context-parallel slice is ours: per document, and without Transformer Engine's CUDA
+kernel.
 """
 
 from argparse import Namespace

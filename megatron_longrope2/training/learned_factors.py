@@ -1,9 +1,8 @@
 """The long window's factors learned during mid-training, beside the weights: `--train-rope-factors`.
 
 They are rotary_dim / 2 numbers, the same on every rank, and take no part in Megatron's gradient buffers and
-optimizer: their gradient is a sum over all ranks, and their Adam is `model.learned_factors`'s. They travel in
-    the
-checkpoint's arguments, where the exporter and later runs find them.
+optimizer: their gradient is a sum over all ranks, and `model.learned_factors` has their Adam. They travel in
+the checkpoint's arguments, where the exporter and later runs find them.
 """
 
 from argparse import Namespace
@@ -74,7 +73,7 @@ class FactorTraining:
 
 
 def _saved_state(args: Namespace) -> dict[str, Any] | None:
-    """What the checkpoint that the run goes on from holds; None where it begins anew."""
+    """The state in the checkpoint from which the run is resumed; None if it begins anew."""
     if args.finetune or not checkpoint_exists(args.load):
         return None
     saved = dist_checkpointing.load_common_state_dict(get_load_checkpoint_path_by_args(args))["args"]

@@ -49,7 +49,7 @@ def forward_step(
     """The function that takes one micro-batch through this pipeline stage.
 
     Args:
-        factors: what learns the long window's factors, if they are learned.
+        factors: learns the long window's factors; None: they are not learned.
     """
     training, validation = TrainingReport(args), ValidationReport(args)
 

@@ -17,7 +17,7 @@ from megatron_longrope2.rope import Window
 from megatron_longrope2.training.arguments import training_pools, validation_pools
 from megatron_longrope2.training.batch import Batch
 
-# So little that it changes no sum of losses: a float32 of 1e-12 or more absorbs it.
+# Weight of a window's latest loss: so small that a float32 sum of losses of 1e-12 or more absorbs it.
 TRACE = 1e-20
 
 
@@ -36,7 +36,7 @@ class TrainingReport:
     """Loss and tokens of each window, and tokens a second.
 
     A window without a token in the global batch is logged with its latest loss, so that averages over a log
-    interval are not drawn towards 0; the rest of a report depends on the batch alone.
+    interval are not drawn towards 0. Everything else in a report depends on the batch alone.
     """
 
     def __init__(self, args: Namespace) -> None:
@@ -74,10 +74,10 @@ class TrainingReport:
 
 
 class ValidationReport:
-    """Loss of the short window (original RoPE), and of the long one in all and by position.
+    """Loss of the short window (original RoPE), and of the long window as a whole and by position.
 
-    Megatron prints the perplexity beside each. A token's position is how many of its document stand before
-    it; buckets end at the original length and its doublings.
+    Megatron prints the perplexity beside each. A token's position is the number of tokens of its document
+    before it; buckets end at the original length and its doublings.
     """
 
     def __init__(self, args: Namespace) -> None:

@@ -12,10 +12,10 @@ GB = 10**9
 
 
 def check_save_folder(args: Namespace) -> None:
-    """Make the folder of `--save`, write to it, and see that one checkpoint fits on its disk.
+    """Make the folder of `--save`, write to it, and check that a checkpoint fits on its disk.
 
     Raises:
-        InputError: it cannot be made or written, or the disk is too full.
+        InputError: the folder cannot be made or written, or the disk is too full.
     """
     if args.save is None or args.rank != 0:
         return
@@ -30,12 +30,12 @@ def check_save_folder(args: Namespace) -> None:
     if needed > free:
         raise InputError(
             f"{folder}: --save: a checkpoint takes about {needed / GB:.1f} GB, the disk has {free / GB:.1f} "
-            "GB free; free some or save elsewhere"
+            "GB free; make room or save elsewhere"
         )
 
 
 def checkpoint_bytes(args: Namespace) -> int:
-    """Size of a checkpoint: weights and, unless `--no-save-optim`, Adam's states and float32 weights."""
+    """Size of a checkpoint: weights and, without `--no-save-optim`, Adam's states and float32 weights."""
     weight = 2 if args.bf16 or args.fp16 else 4
     states = 0 if args.no_save_optim else 8 if weight == 4 else 12
     return ModelDims.from_args(args).parameters * (weight + states)

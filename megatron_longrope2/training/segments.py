@@ -18,11 +18,11 @@ Provider = Callable[..., tuple[SegmentDataset | None, "SamePasses | None", None]
 
 
 class SamePasses(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The validation set: every pass reads the same segments, so that its losses can be compared.
+    """The validation set: every pass reads the same segments, so that the losses can be compared.
 
     Args:
-        segments: one pass.
-        samples: length of the dataset, segments of the whole run.
+        segments: those of one pass.
+        samples: length of the dataset: segments of the whole run.
     """
 
     split = Split.valid
@@ -70,12 +70,12 @@ def segment_provider(args: Namespace) -> Provider:
             return None, None, None
         if vp_stage in (None, 0):
             print_rank_0(format_statistics(training.statistics()))
-        # A pass more than the run needs: a run that is complete may still ask for the last one again.
+        # One pass more than the run needs: a run that is complete may still ask for the last one again.
         passes = SamePasses(validation, samples[1] + len(validation)) if validation else None
         done = args.consumed_train_samples >= needed
         return None if done else training, passes, None
 
-    # Data loaders on every pipeline stage's first tensor-parallel rank: each needs the document boundaries.
+    # Every pipeline stage's first tensor-parallel rank has a data loader: each needs the document boundaries.
     provide.is_distributed = True  # type: ignore[attr-defined]
     return provide
 
