@@ -19,20 +19,15 @@ def write_needles(settings: NeedleSettings) -> tuple[int, int]:
         InputError: as `load_tokenizer`, `read_books`, `NeedleSampler` and `write_documents`.
     """
     tokenizer = load_tokenizer(settings.tokenizer)
-    sampler = NeedleSampler(
-        tokenizer,
-        read_books(settings.books),
-        seed=settings.seed,
-        keys=settings.keys,
-        needles_per_document=settings.needles_per_document,
-    )
-    books = set()
+    books = read_books(settings.books)
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys=settings.keys)
+    used = set()
 
     def documents() -> Iterator[np.ndarray]:
         samples = sampler.samples(settings.samples, settings.lengths, settings.needle_depths)
         for sample in tqdm(samples, desc="needles", total=settings.samples, unit="sample"):
-            books.add(sample.book)
+            used.add(sample.book)
             yield sample.tokens.numpy()
 
     count = write_documents(settings.output, documents(), vocab_size=len(tokenizer))
-    return count, len(books)
+    return count, len(used)

@@ -43,13 +43,13 @@ class NeedleSample:
         tokens: int64 [T].
         answer_mask: bool [T]; True where the token itself belongs to an answer, so that it is predicted from
             the token before it.
-        needles: what is hidden, in the order of the questions.
+        needle: what is hidden and asked for.
         book: name of the book of the body.
     """
 
     tokens: torch.Tensor
     answer_mask: torch.Tensor
-    needles: tuple[Needle, ...]
+    needle: Needle
     book: str
 
 
@@ -66,7 +66,7 @@ class _Tokens:
 class NeedleSampler:
     """Draws needle samples from tokenized books.
 
-    A sample is a pure function of (seed, index, length, depth) and the other arguments. Its keys, numbers and
+    A sample is a pure function of (seed, index, length, depth) and the other arguments. Its key, number and
     book come from (seed, index) alone, so that samples of one index are paired over depths. Consecutive
     indices take different books, until every book that is long enough has had its turn.
 
@@ -75,7 +75,6 @@ class NeedleSampler:
         books: the texts.
         seed: 0 or more.
         keys: which keys to hide numbers for, see `key_pool`.
-        needles_per_document: needles of a sample; needle k lies at depth + k / needles_per_document, mod 1.
 
     Raises:
         InputError: an argument is out of its range, or the tokenizer cannot tell where its tokens come from.
@@ -88,7 +87,6 @@ class NeedleSampler:
         *,
         seed: int = 0,
         keys: Keys = "all",
-        needles_per_document: int = 1,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: has no character offsets; use a fast one (tokenizer.json)")
@@ -96,20 +94,14 @@ class NeedleSampler:
             raise InputError("books: there are none; give at least one text")
         if seed < 0:
             raise InputError(f"seed: {seed} is negative; use 0 or more")
-        pool = key_pool(keys)
-        if not 1 <= needles_per_document <= len(pool):
-            raise InputError(
-                f"needles_per_document: {needles_per_document} is not in 1..{len(pool)}; use fewer"
-            )
         self.tokenizer = tokenizer
         self.seed = seed
-        self.needles_per_document = needles_per_document
-        self._pool = pool
+        self._pool = key_pool(keys)
         shuffled = random.Random(f"books/{seed}").sample(list(books), len(books))
         self._books = [self._tokenize(book) for book in shuffled]
 
     def sample(self, index: int, length: int, depth: float) -> NeedleSample:
-        """Draw sample number `index` of exactly `length` tokens with its first needle at `depth`.
+        """Draw sample number `index` of exactly `length` tokens with its needle at `depth`.
 
         Depth is a fraction of the body (0: right after the opening line, 1: right before the question),
         moved to the next start of a word.
@@ -120,28 +112,24 @@ class NeedleSampler:
         if not 0 <= depth <= 1:
             raise InputError(f"depth: {depth} is not a fraction of the text; use 0 to 1")
         rng = random.Random(f"sample/{self.seed}/{index}")
-        needles = self._draw_needles(rng, depth)
+        (key,) = rng.sample(self._pool, 1)
+        needle = Needle(key, str(rng.randrange(10**6, 10**7)), depth)
         head = [*self._bos, *self._encode(OPENING)[0]]
-        lines = [self._encode(NEEDLE.format(**asdict(needle)))[0] for needle in needles]
-        tail, tail_mask = self._questions(needles)
-        room = length - len(head) - sum(map(len, lines)) - len(tail)
+        line = self._encode(NEEDLE.format(**asdict(needle)))[0]
+        tail, answer = self._question(needle)
+        room = length - len(head) - len(line) - len(tail)
         if room < 1:
             raise InputError(
-                f"length: {length} tokens leave no room for text; needles and questions "
-                f"take {length - room}: use a longer one or fewer needles"
+                f"length: {length} tokens leave no room for text; needle and question take {length - room}: "
+                "use a longer one"
             )
         book, start = self._choose_body(index, room, rng)
         body = book.ids[start : start + room].tolist()
-        places = [_word_near(book, start, room, needle.depth) for needle in needles]
-        for place, line in sorted(zip(places, lines, strict=True), key=lambda pair: pair[0], reverse=True):
-            body[place:place] = line
-        mask = [False] * (length - len(tail)) + tail_mask
-        return NeedleSample(
-            torch.tensor(head + body + tail, dtype=torch.int64),
-            torch.tensor(mask, dtype=torch.bool),
-            tuple(needles),
-            book.name,
-        )
+        place = _word_near(book, start, room, depth)
+        tokens = torch.tensor([*head, *body[:place], *line, *body[place:], *tail], dtype=torch.int64)
+        mask = torch.zeros(length, dtype=torch.bool)
+        mask[length - len(tail) :] = torch.from_numpy(answer)
+        return NeedleSample(tokens, mask, needle, book.name)
 
     def samples(
         self, count: int, length: int | Sequence[int], depths: Sequence[float]
@@ -185,31 +173,17 @@ class NeedleSampler:
             book.name, np.asarray(ids, dtype=np.int64), np.flatnonzero(words), np.flatnonzero(lines)
         )
 
-    def _draw_needles(self, rng: random.Random, depth: float) -> list[Needle]:
-        count = self.needles_per_document
-        keys = rng.sample(self._pool, count)
-        depths = [depth] + [(depth + k / count) % 1 for k in range(1, count)]
-        return [
-            Needle(key, str(rng.randrange(10**6, 10**7)), at) for key, at in zip(keys, depths, strict=True)
-        ]
-
-    def _questions(self, needles: Sequence[Needle]) -> tuple[list[int], list[bool]]:
-        """Ids and answer mask of the answered questions; the last answer ends the text."""
-        ids: list[int] = []
-        mask: list[bool] = []
-        for needle in needles:
-            asked = QUESTION.format(key=needle.key)
-            end = len(asked) + len(needle.value)
-            part, offsets = self._encode(asked + needle.value + ("" if needle is needles[-1] else "."))
-            # A token may hold more than the value (its space) or less (a digit, a byte): ask the offsets.
-            answer = (offsets[:, 0] < end) & (offsets[:, 1] > len(asked))
-            ids += part
-            mask += answer.tolist()
-        if not mask[-1]:
+    def _question(self, needle: Needle) -> tuple[list[int], np.ndarray]:
+        """Ids of the question and the answer that ends the text, and which of them are the answer's: bool."""
+        asked = QUESTION.format(key=needle.key)
+        ids, offsets = self._encode(asked + needle.value)
+        # A token may hold more than the value (its space) or less (a digit, a byte): ask the offsets.
+        answer = (offsets[:, 0] < len(asked) + len(needle.value)) & (offsets[:, 1] > len(asked))
+        if not answer[-1]:
             raise InputError(
                 "tokenizer: its offsets do not reach the end of the answer; use another tokenizer"
             )
-        return ids, mask
+        return ids, answer
 
     def _choose_body(self, index: int, room: int, rng: random.Random) -> tuple[_Tokens, int]:
         """The book of sample `index` and the token where its body of `room` tokens starts, at a line."""

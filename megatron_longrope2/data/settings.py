@@ -95,7 +95,6 @@ class NeedleSettings:
         samples: Number of samples; they go round the books.
         needle_depths: Where the needle lies in the text, from 0 (its start) to 1 (its end). With several
             depths, the samples go round them.
-        needles_per_document: Needles of a sample; each one is asked for at its end.
         keys: Which keys the hidden numbers may have. A fixed fifth of all keys is held_out for evaluation,
             train is the rest.
         seed: Seed of books, places, keys and numbers.
@@ -107,6 +106,5 @@ class NeedleSettings:
     output: Path
     samples: PositiveInt = 10
     needle_depths: tuple[float, ...] = (0.0,)
-    needles_per_document: int = 1
     keys: Keys = "all"
     seed: int = 0

@@ -110,8 +110,7 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
         settings.space.fix_attention_factor,
     )
     books = read_books(settings.books)
-    per_text = settings.objective.needles_per_document
-    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train", needles_per_document=per_text)
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train")
     if settings.objective.objective == "document":
         samples = document_samples(tokenizer, books, settings.samples, space.target_length, settings.seed)
     else:
@@ -171,7 +170,6 @@ def _fingerprint(
         "space": asdict(space),
         settings.algorithm: own,
         "objective": settings.objective.objective,
-        "needles_per_document": settings.objective.needles_per_document,
         "samples": digest.hexdigest(),
         "init_factors": [list(factors.long_factor) for factors in given],
     }

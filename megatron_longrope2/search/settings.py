@@ -25,7 +25,6 @@ class ObjectiveSettings:
         needle_depths: Where the needles lie in their texts, from 0 (the start) to 1 (the end); the samples
             take the depths in turn. By default 0, as in the paper; for the gradient search 0, 0.25, 0.5, 0.75
             and 0.95.
-        needles_per_document: Number of needles hidden in each text.
         held_out_books: Texts of the final comparison with the closed-form methods, in the same formats as
             --books; by default the same books, with other needles.
         held_out_samples: Number of needles of the final comparison; 0 leaves it out.
@@ -34,7 +33,6 @@ class ObjectiveSettings:
     objective: Literal["needle", "document"] = "needle"
     samples: int | None = None
     needle_depths: tuple[float, ...] = ()
-    needles_per_document: int = 1
     held_out_books: Path | None = None
     held_out_samples: int = 64
 

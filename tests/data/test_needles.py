@@ -96,7 +96,7 @@ def text_of(sample: NeedleSample, tokenizer: PreTrainedTokenizerFast = TOKENIZER
 
 def body_of(sample: NeedleSample) -> tuple[str, str]:
     """The book text before and after the only needle."""
-    (needle,) = sample.needles
+    needle = sample.needle
     line = f"\nThe magic number for {needle.key} is: {needle.value}.\n"
     before, after = text_of(sample).split(line)
     return before.removeprefix("A magic number is hidden in this text.\n"), after.split("\nWhat is the")[0]
@@ -118,7 +118,7 @@ def test_exactly_t_tokens_that_end_with_the_whole_answer(
     sample = SAMPLERS[name].sample(index, length, depth)
     assert sample.tokens.shape == sample.answer_mask.shape == (length,)
     assert (sample.tokens.dtype, sample.answer_mask.dtype) == (torch.int64, torch.bool)
-    answers, value = int(sample.answer_mask.sum()), sample.needles[0].value
+    answers, value = int(sample.answer_mask.sum()), sample.needle.value
     assert re.fullmatch(r"[1-9]\d{6}", value)
     assert sample.answer_mask[-answers:].all()
     # The value, wherever the tokenizer cut it, and nothing else but a space that is glued to it.
@@ -177,25 +177,25 @@ def test_a_sample_depends_on_seed_index_length_and_depth_only(sampler: NeedleSam
     sampler.sample(8, 900, 0.9)
     again = NeedleSampler(TOKENIZER, BOOKS, seed=3).sample(7, 400, 0.3)
     assert torch.equal(sample.tokens, again.tokens)
-    assert (sample.needles, sample.book) == (again.needles, again.book)
+    assert (sample.needle, sample.book) == (again.needle, again.book)
     for other in (
         sampler.sample(8, 400, 0.3),
         NeedleSampler(TOKENIZER, BOOKS, seed=4).sample(7, 400, 0.3),
     ):
-        assert other.needles[0].value != sample.needles[0].value
+        assert other.needle.value != sample.needle.value
 
 
 def test_samples_of_one_index_are_paired_over_depths(sampler: NeedleSampler) -> None:
     drawn = [sampler.sample(5, 400, depth) for depth in (0, 0.4, 1)]
-    assert len({(sample.needles[0].key, sample.needles[0].value, sample.book) for sample in drawn}) == 1
+    assert len({(sample.needle.key, sample.needle.value, sample.book) for sample in drawn}) == 1
     assert len({body_of(sample)[0] + body_of(sample)[1] for sample in drawn}) == 1
 
 
 def test_ten_samples_are_not_ten_depths_of_one_book(sampler: NeedleSampler) -> None:
     drawn = list(sampler.samples(10, 400, [k / 9 for k in range(10)]))
     assert sorted(sample.book for sample in drawn) == sorted(2 * NAMES)
-    assert [sample.needles[0].depth for sample in drawn] == [k / 9 for k in range(10)]
-    assert len({sample.needles[0].value for sample in drawn}) == 10
+    assert [sample.needle.depth for sample in drawn] == [k / 9 for k in range(10)]
+    assert len({sample.needle.value for sample in drawn}) == 10
 
 
 def test_books_that_are_too_short_are_passed_over() -> None:
@@ -212,30 +212,7 @@ def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:
     assert held_out[:3] == ["tall cloud", "bold path", "clear gate"]
     for split in ("train", "held_out"):
         drawn = NeedleSampler(TOKENIZER, BOOKS, keys=split).samples(50, 300, [0.5])
-        assert {sample.needles[0].key for sample in drawn} <= set(key_pool(split))
-
-
-def test_several_needles_are_all_hidden_and_all_asked_for() -> None:
-    sampler = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=4)
-    sample = sampler.sample(1, 700, 0.6)
-    needles = [(needle.key, needle.value) for needle in sample.needles]
-    assert len(sample.tokens) == 700
-    assert len({key for key, _ in needles}) == 4
-    assert [needle.depth for needle in sample.needles] == pytest.approx([0.6, 0.85, 0.1, 0.35])
-    text, questions = text_of(sample), text_of(sample).split("\nWhat is the magic number for ")[1:]
-    for (key, value), question in zip(needles, questions, strict=True):
-        assert f"The magic number for {key} is: {value}.\n" in text
-        assert question.startswith(f"{key}? The magic number for {key} is: {value}")
-    assert TOKENIZER.decode(sample.tokens[sample.answer_mask]) == "".join(value for _, value in needles)
-
-
-def test_several_needles_lie_at_their_depths() -> None:
-    sample = NeedleSampler(TOKENIZER, BOOKS, needles_per_document=2).sample(1, 1500, 0.2)
-    lines = [f"\nThe magic number for {n.key} is: {n.value}.\n" for n in sample.needles]
-    text = text_of(sample).split("\nWhat is")[0].removeprefix("A magic number is hidden in this text.\n")
-    body = len(text) - sum(map(len, lines))
-    assert text.index(lines[0]) / body == pytest.approx(0.2, abs=0.02)
-    assert (text.index(lines[1]) - len(lines[0])) / body == pytest.approx(0.7, abs=0.02)
+        assert {sample.needle.key for sample in drawn} <= set(key_pool(split))
 
 
 def test_text_without_spaces_takes_a_needle_too() -> None:
@@ -250,7 +227,6 @@ def test_text_without_spaces_takes_a_needle_too() -> None:
     [
         ({"seed": -1}, "seed: -1 is negative"),
         ({"keys": "test"}, "keys: 'test' is not a split"),
-        ({"needles_per_document": 0}, "needles_per_document: 0 is not in 1..1600"),
     ],
 )
 def test_refused_settings(options: dict, message: str) -> None:

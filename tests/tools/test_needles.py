@@ -32,13 +32,10 @@ def test_writes_the_samples_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
         samples=6,
         needle_depths="0 0.5 1",
         keys="held_out",
-        needles_per_document=2,
         seed=3,
     )
     tokenizer = load_tokenizer(EXAMPLE / "base")
-    sampler = NeedleSampler(
-        tokenizer, read_books(EXAMPLE / "books/held_out"), seed=3, keys="held_out", needles_per_document=2
-    )
+    sampler = NeedleSampler(tokenizer, read_books(EXAMPLE / "books/held_out"), seed=3, keys="held_out")
     documents = open_pool(output)
     assert [len(document) for document in documents] == [300] * 3 + [400] * 3
     for sample, document in zip(sampler.samples(6, [300, 400], depths), documents, strict=True):
@@ -56,7 +53,6 @@ def test_writes_the_samples_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"lengths": ""}, "lengths: there are none"),
         ({"needle_depths": 2}, "depth: 2.0 is not a fraction"),
         ({"samples": 0}, "--samples"),
-        ({"needles_per_document": 0}, "needles_per_document: 0 is not in"),
         ({"keys": "some"}, "--keys"),
     ],
 )
