@@ -1,9 +1,6 @@
 """The Megatron model of a converted checkpoint computes what transformers computes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,35 +10,23 @@ from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from tests.checkpoint.test_round_trip import assert_same_weights, longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model
+from tests.processes import torchrun
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
 LENGTHS = [ORIGINAL - 7, ORIGINAL, ORIGINAL + 1, TARGET]
 
 
-def run_child(arguments: list[str], processes: int = 1) -> str:
-    """Run Megatron in processes of its own (it keeps global state); their output."""
-    launcher = (
-        [sys.executable]
-        if processes == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 def differences(pairs: dict[str, tuple[Path, Path]], lengths: list[int] = LENGTHS) -> dict[str, float]:
     """Largest logit difference of each pair (Megatron folder, Hugging Face folder) over all lengths."""
     request = {"pairs": [[str(path) for path in pair] for pair in pairs.values()], "lengths": lengths}
-    output = run_child([str(HERE / "compare_logits.py"), json.dumps(request)])
+    output = torchrun(1, HERE / "compare_logits.py", json.dumps(request))
     answer = json.loads(output.split("ANSWER")[-1].splitlines()[0])
     return {name: max(worst.values()) for name, worst in zip(pairs, answer, strict=True)}
 
 
 @pytest.mark.slow
-def test_every_architecture_with_longrope2(tmp_path: Path) -> None:
+def test_every_architecture_and_every_rope_type(tmp_path: Path) -> None:
     pairs = {}
     for variant in VARIANTS:
         folder = tmp_path / variant
@@ -50,16 +35,9 @@ def test_every_architecture_with_longrope2(tmp_path: Path) -> None:
         longrope2_factors(folder, rotary_dim)
         import_hf(ImportSettings(hf, folder / "megatron", rope_factors=folder / "factors.json"))
         export_hf(ExportSettings(folder / "megatron", folder / "back"))
-        pairs[variant] = (folder / "megatron", folder / "back")
-    found = differences(pairs)
-    print(found)
-    assert max(found.values()) < TOLERANCE, found
-
-
-@pytest.mark.slow
-def test_every_rope_type(tmp_path: Path) -> None:
-    pairs = {"default": (tmp_path / "default/megatron", save_model(tmp_path / "default/hf"))}
+        pairs[f"{variant}, longrope2"] = (folder / "megatron", folder / "back")
     for variant, rope in [
+        ("llama", "default"),
         ("llama", "linear"),
         ("llama", "llama3"),
         ("llama", "yarn"),
@@ -68,10 +46,9 @@ def test_every_rope_type(tmp_path: Path) -> None:
         ("qwen2", "yarn"),
     ]:
         folder = tmp_path / f"{variant}_{rope}"
-        hf = save_model(folder / "hf", variant, **rope_changes(rope))
-        pairs[folder.name] = (folder / "megatron", hf)
-    for megatron, hf in pairs.values():
-        import_hf(ImportSettings(hf, megatron))
+        hf = save_model(folder / "hf", variant, **({} if rope == "default" else rope_changes(rope)))
+        import_hf(ImportSettings(hf, folder / "megatron"))
+        pairs[f"{variant}, {rope}"] = (folder / "megatron", hf)
     found = differences(pairs)
     print(found)
     assert max(found.values()) < TOLERANCE, found
@@ -85,7 +62,7 @@ def test_through_tensor_and_pipeline_parallel(tmp_path: Path) -> None:
         hf = save_model(folder / "hf", variant, num_hidden_layers=4)
         import_hf(ImportSettings(hf, folder / "megatron"))
     pairs = [[str(folder / "megatron"), str(folder / "again")] for folder in folders.values()]
-    run_child([str(HERE / "load_and_save.py"), json.dumps(pairs)], processes=4)
+    torchrun(4, HERE / "load_and_save.py", json.dumps(pairs))
     for folder in folders.values():
         export_hf(ExportSettings(folder / "again", folder / "back"))
         assert_same_weights(folder / "hf", folder / "back")

@@ -14,9 +14,9 @@ from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSetting
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
 from megatron_longrope2.cli import main
 from megatron_longrope2.errors import InputError
-from tests.checkpoint.test_parity import run_child
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, save_model
+from tests.processes import longrope2
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,7 @@ def test_structure_only_reads_no_weights(
 
 @pytest.mark.slow
 def test_command_line_compares_the_two_formats(folders: dict[str, Path]) -> None:
-    output = run_child(
-        [
-            *("-m", "megatron_longrope2", "verify"),
-            *map(str, (folders["back"], folders["megatron"])),
-        ]
-    )
-    rows = [line.split() for line in output.splitlines()[-2:]]
+    done = longrope2("verify", folders["back"], folders["megatron"])
+    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
     assert [row[0] for row in rows] == [str(ORIGINAL), str(2 * ORIGINAL)]
     assert all(float(row[1]) < 1e-4 and row[-1] == "100.0%" for row in rows)
