@@ -1,8 +1,7 @@
 """Do two checkpoints, Hugging Face or Megatron, hold the same model?"""
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,17 +192,11 @@ def _hf_model(folder: str | Path) -> Iterator[Any]:
 
 @contextmanager
 def _megatron_model(folder: str | Path) -> Iterator[Any]:
-    from megatron.training.training import destroy_global_state
+    from megatron_longrope2.model.loading import load_model, unload_model
 
-    from megatron_longrope2.model.loading import load_model
-
-    # Megatron reports on stdout; a comparison's output is the comparison.
-    with redirect_stdout(sys.stderr):
-        model = load_model(folder).chunks[0]
+    model = load_model(folder).chunks[0]
     device = next(model.parameters()).device
     try:
         yield lambda row: model(row.to(device), torch.arange(row.shape[1], device=device).unsqueeze(0), None)
     finally:
-        # So that the other checkpoint may be Megatron's too.
-        destroy_global_state()
-        torch.distributed.destroy_process_group()
+        unload_model()
