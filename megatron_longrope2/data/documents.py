@@ -83,9 +83,7 @@ def read_slice(part: Slice, text_field: str = "text") -> Iterator[Document]:
             documents = _read_parquet(path, part, text_field)
         else:
             documents = _read_jsonl(path, part, text_field)
-        for document in documents:
-            if document.text.strip():
-                yield document
+        yield from (document for document in documents if document.text.strip())
 
 
 def _files(path: Path) -> list[Path]:

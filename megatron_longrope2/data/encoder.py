@@ -67,12 +67,12 @@ def load_encoder(path: str | Path) -> TextEncoder:
     Raises:
         InputError: there is no tokenizer, or it has no EOS token.
     """
-    path = Path(path)
-    file = path
-    if path.is_dir():
-        file = next((path / n for n in ("tokenizer.json", "tokenizer.model") if (path / n).is_file()), path)
-        if file is path:
+    file = Path(path)
+    if file.is_dir():
+        found = [file / n for n in ("tokenizer.json", "tokenizer.model") if (file / n).is_file()]
+        if not found:
             raise InputError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+        file = found[0]
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -95,7 +95,7 @@ _Read = tuple[int, int | None, int | None, Encode]
 def _huggingface(file: Path) -> _Read:
     tokenizer = load_tokenizer(file.parent)
     backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # that is: as text
+    backend.encode_special_tokens = True  # as text
     backend.no_truncation()
     backend.no_padding()
 

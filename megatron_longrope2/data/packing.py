@@ -1,6 +1,6 @@
-"""Which documents, or pieces of them, share a training segment: index arithmetic, no token is read.
+"""Which documents, or pieces of them, share a training segment: index arithmetic that reads no token.
 
-A *span* is a document's (or a piece's) place in the segment: its tokens, then padding up to a multiple of
+A *span* is the place of a document (or a piece) in the segment: its tokens, then padding up to a multiple of
 `alignment`, so that every context-parallel rank gets the same share of it.
 """
 
@@ -15,14 +15,15 @@ _OPEN_SEGMENTS = 1024
 
 @dataclass(frozen=True)
 class Packing:
-    """The pieces of every segment; segment j holds pieces `starts[j]` up to `starts[j + 1]`.
+    """The pieces of every segment; segment j holds pieces `starts[j]` to `starts[j + 1] - 1`.
 
     Attributes:
         starts: int64 [segments + 1].
         document: int64 [pieces], index of the document in its pool.
         offset: int64 [pieces], the piece's first token within the document.
-        length: int64 [pieces], real tokens of the piece.
-        dropped_pieces, dropped_tokens: what is left out because it is too small for the parallel layout.
+        length: int64 [pieces], tokens of the piece without padding.
+        dropped_pieces: pieces that are left out because they are too small for the parallel layout.
+        dropped_tokens: their tokens.
     """
 
     starts: np.ndarray
@@ -34,11 +35,12 @@ class Packing:
 
     @property
     def segments(self) -> int:
+        """Number of segments."""
         return len(self.starts) - 1
 
     @property
     def tokens(self) -> int:
-        """Real tokens over all segments."""
+        """Tokens of all segments without padding."""
         return int(self.length.sum())
 
     def pieces(self, segment: int) -> list[tuple[int, int, int]]:
@@ -48,7 +50,7 @@ class Packing:
         return list(zip(*(column[these].tolist() for column in columns), strict=True))
 
 
-def round_up(length: int, alignment: int) -> int:
+def round_up[T: (int, np.ndarray)](length: T, alignment: int) -> T:
     """The smallest multiple of `alignment` that is at least `length`."""
     return -(-length // alignment) * alignment
 
@@ -56,18 +58,18 @@ def round_up(length: int, alignment: int) -> int:
 def pack_whole(
     lengths: np.ndarray, segment_length: int, *, alignment: int, min_length: int, seed: list[int]
 ) -> Packing:
-    """Pack whole documents, none cut: best fit over the documents in random order.
+    """Pack whole documents without cutting any: best fit over the documents in random order.
 
     Args:
-        lengths: int [documents], tokens each, at most `segment_length`.
+        lengths: int [documents], tokens of each document, at most `segment_length`.
         segment_length: tokens of a segment, a multiple of `alignment`.
         alignment: every span is a multiple of this many tokens.
         min_length: documents of fewer tokens are dropped and counted.
-        seed: of the order; the same seed gives the same packing.
+        seed: seed of the order; the same seed gives the same packing.
     """
     kept = np.flatnonzero(lengths >= min_length)
     order = np.random.default_rng(seed).permutation(kept)
-    spans = -(-lengths[order].astype(np.int64) // alignment) * alignment
+    spans = round_up(lengths[order].astype(np.int64), alignment)
     segment_of = np.empty(len(order), dtype=np.int64)
     open_segments: list[tuple[int, int]] = []  # (room left, segment), sorted
     segments = 0
@@ -101,11 +103,11 @@ def pack_cut(
 ) -> Packing:
     """Lay documents end to end in random order and cut the line every `segment_length` tokens.
 
-    A document that crosses a cut continues in the next segment. Arguments as for `pack_whole`, but documents
-    may be longer than a segment, and `min_length` applies to pieces.
+    A document that crosses a cut continues in the next segment. The arguments are those of `pack_whole`, but
+    documents may be longer than a segment, and `min_length` applies to pieces.
     """
     order = np.random.default_rng(seed).permutation(len(lengths))
-    spans = -(-lengths[order].astype(np.int64) // alignment) * alignment
+    spans = round_up(lengths[order].astype(np.int64), alignment)
     begins = np.concatenate(([0], np.cumsum(spans)))
     cuts = np.arange(0, begins[-1], segment_length)
     # A piece starts where a document starts and where a segment starts.

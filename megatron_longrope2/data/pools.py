@@ -26,12 +26,12 @@ _HEAD = struct.Struct("<9sQBQQ")
 
 @dataclass(frozen=True)
 class Pool:
-    """Documents for one window, and how many segments of every `sum(weights)` come from them.
+    """Documents for one window, and their share of the segments: `weight` of every `sum(weights)`.
 
     Attributes:
         path_prefix: the pool's path without `.bin` and `.idx`.
         window: "short" (documents of at most `original_length` tokens) or "long" (longer ones).
-        weight: a whole number, at least 0; a pool of weight 0 is not read.
+        weight: a whole number of at least 0; a pool of weight 0 is not read.
     """
 
     path_prefix: str
@@ -49,32 +49,31 @@ class Pool:
 
 
 def write_documents(path_prefix: str | Path, documents: Iterable[np.ndarray], *, vocab_size: int) -> int:
-    """Write token arrays as a pool, one Megatron document each; return how many.
+    """Write token arrays as a pool, each as one Megatron document; return how many there are.
 
     Args:
         path_prefix: where to write, without `.bin` and `.idx`.
         documents: integer arrays [tokens], already with BOS and EOS where they belong.
-        vocab_size: size of the tokenizer's vocabulary; it decides between 2 and 4 bytes a token.
+        vocab_size: size of the tokenizer's vocabulary, which decides between 2 and 4 bytes a token.
 
     Raises:
         InputError: a document is empty or holds an id outside the vocabulary, or the disk is full.
     """
     prefix = str(path_prefix)
-    count = 0
     with replacing(get_bin_path(prefix)) as partial_bin, replacing(get_idx_path(prefix)) as partial_idx:
         builder = IndexedDatasetBuilder(str(partial_bin), dtype=DType.optimal_dtype(vocab_size))
-        for count, document in enumerate(documents, start=1):
+        for number, document in enumerate(documents):
             tokens = np.asarray(document)
             if not tokens.size:
-                raise InputError(f"{prefix}: document {count - 1}: has no token")
+                raise InputError(f"{prefix}: document {number}: has no token")
             if tokens.min() < 0 or tokens.max() >= vocab_size:
                 raise InputError(
-                    f"{prefix}: document {count - 1}: token ids {tokens.min()}..{tokens.max()} do not fit "
+                    f"{prefix}: document {number}: token ids {tokens.min()}..{tokens.max()} do not fit "
                     f"a vocabulary of {vocab_size}"
                 )
             builder.add_document(tokens, [tokens.size])
         builder.finalize(str(partial_idx))
-    return count
+    return len(builder.sequence_lengths)
 
 
 def open_pool(
@@ -84,8 +83,8 @@ def open_pool(
 
     Args:
         path_prefix: its path without `.bin` and `.idx`.
-        vocab_size: of the model that will read it; None: not checked.
-        tokenizer: folder of the model's tokenizer; None: not compared.
+        vocab_size: vocabulary size of the model that will read it. None: not checked.
+        tokenizer: folder of the model's tokenizer. None: not checked.
 
     Raises:
         InputError: a file is missing, the index is corrupt, it contradicts the size of the data file, or the
@@ -106,7 +105,7 @@ def open_pool(
 
 
 def _check_vocabulary(prefix: str, documents: IndexedDataset, vocab_size: int) -> None:
-    """By the manifest's tokenizer where there is one, and by the ids of the first documents."""
+    """Compare it with the manifest's tokenizer, if there is one, and with the ids of the first documents."""
     manifest = Path(prefix).with_name("manifest.json")
     if manifest.exists():
         tokenizer = read_json(manifest)["tokenizer"]
@@ -124,7 +123,7 @@ def _check_vocabulary(prefix: str, documents: IndexedDataset, vocab_size: int) -
 
 
 def _check_index(prefix: str) -> None:
-    """Upstream maps the index as it finds it; a cut-off copy would be read as garbage tokens."""
+    """Refuse a damaged index; upstream maps it as it is and would read a truncated copy as garbage tokens."""
     path = get_idx_path(prefix)
     size = os.path.getsize(path)
     with open(path, "rb") as stream:

@@ -154,8 +154,7 @@ def _merge_bucket(folders: list[Path], bucket: Bucket, output: Path, vocab_size:
 
     Megatron's `add_index` would do the same, but needs an index file for every shard.
     """
-    parts = [np.fromfile(folder / f"{bucket.name}.lengths", dtype=np.int32) for folder in folders]
-    lengths = np.concatenate(parts)
+    lengths = np.concatenate([np.fromfile(folder / f"{bucket.name}.lengths", np.int32) for folder in folders])
     if not lengths.size:
         return {}
     prefix = output / bucket.name

@@ -143,7 +143,7 @@ class _PackedPool:
         """The largest number of spans in a segment, padding spans included."""
         if self.one_span:
             return 1
-        spans = -(-self.packing.length // self.alignment) * self.alignment
+        spans = round_up(self.packing.length, self.alignment)
         totals = np.concatenate(([0], np.cumsum(spans)))[self.packing.starts]
         room = segment_length - np.diff(totals)
         return int((np.diff(self.packing.starts) + -(-room // original_length)).max())
@@ -196,8 +196,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         which, sample = self._order.locate(int(index))
         pool = self._pools[which]
-        pieces = pool.packing.pieces(pool.segment(sample))
-        return self._assemble(pool, pieces)
+        return self._assemble(pool, pool.packing.pieces(pool.segment(sample)))
 
     def window(self, index: int) -> Window:
         """The window that item `index` belongs to."""
