@@ -8,12 +8,11 @@ from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App
 
 from benchmarks.measuring import markdown, result
 from megatron_longrope2 import device
-from megatron_longrope2.cli import as_typed
-from megatron_longrope2.errors import InputError, run_main
+from megatron_longrope2.cli import command_line, run
 from megatron_longrope2.files import write_json, write_text
 
 BENCHMARKS = {
@@ -33,7 +32,7 @@ def add_command(app: App, name: str) -> None:
         device.install()
     module = import_module(f"benchmarks.{name}")
 
-    def run(*, settings: module.Settings, output: Path, table: Path | None = None) -> None:
+    def command(*, settings: module.Settings, output: Path, table: Path | None = None) -> None:
         """Run it.
 
         Args:
@@ -48,29 +47,15 @@ def add_command(app: App, name: str) -> None:
             print(f"{ratio}: {value:.3f}")
 
     if all(field.default is not MISSING for field in fields(module.Settings)):
-        run.__kwdefaults__["settings"] = module.Settings()  # no option is required
-    app.command(run, name=name, help=module.__doc__)
+        command.__kwdefaults__["settings"] = module.Settings()  # no option is required
+    app.command(command, name=name, help=module.__doc__)
 
 
-def main() -> None:
-    app = App(
-        "python -m benchmarks",
-        help=__doc__,
-        version_flags=[],
-        help_format="markdown",
-        default_parameter=Parameter(consume_multiple=True, negative=(), show_default=as_typed),
-        result_action="return_value",
-    )
+if __name__ == "__main__":
+    app = command_line("python -m benchmarks", help=__doc__, version_flags=[])
     for name, what in BENCHMARKS.items():
         if name in sys.argv[1:2]:
             add_command(app, name)
         else:
             app.command(App(name=name, help=what))
-    try:
-        app(exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise InputError(str(error).strip()) from error
-
-
-if __name__ == "__main__":
-    run_main(main)
+    run(app)

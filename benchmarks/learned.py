@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -25,17 +25,8 @@ from megatron_longrope2.search.settings import SearchSettings
 
 ATTENTION_FACTORS = (1.0, 1.1, 1.2, 1.3, 1.4)
 
-Kind = Literal[
-    "paper",
-    "paper, documents",
-    "extended",
-    "extended, attention factor 1",
-    "extended, documents",
-    "learned, attention factor 1",
-    "learned",
-]
 # The options of `longrope2 search` that are the kind's own.
-OPTIONS: dict[Kind, str] = {
+OPTIONS = {
     "paper": "",
     "paper, documents": "--objective document",
     "extended": "--search-space extended",
@@ -44,6 +35,7 @@ OPTIONS: dict[Kind, str] = {
     "learned, attention factor 1": "--algorithm gradient",
     "learned": "--algorithm gradient --learn-attention-factor",
 }
+Kind = Literal[*OPTIONS]
 
 
 @Parameter(name="*")
@@ -70,7 +62,7 @@ class Settings:
     books: Path
     held_out_books: Path
     target_length: PositiveInt
-    searches: tuple[Kind, ...] = get_args(Kind)
+    searches: tuple[Kind, ...] = tuple(OPTIONS)
     bf16: bool = False
     seeds: tuple[int, ...] = (0,)
     population: PositiveInt = 32

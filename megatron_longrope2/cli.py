@@ -38,22 +38,30 @@ VERBS = {
 """The verbs as `--help` groups them, in the order in which the pipeline runs."""
 
 
-def longrope2() -> App:
-    """The command line, which raises what goes wrong."""
-    app = App(
-        name="longrope2",
-        help=f"{__doc__}\n\n`longrope2 VERB --help` lists the options of a verb.",
-        version=__version__,
+def command_line(name: str, **options: Any) -> App:
+    """A command line on the project's conventions: how options repeat, and how defaults and help look."""
+    return App(
+        name=name,
         help_format="markdown",
         default_parameter=Parameter(
             consume_multiple=True,
             allow_repeating=True,
             negative=(),
-            show_default=as_typed,
+            show_default=_as_typed,
             converter=_last_occurrence,
         ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
+        **options,
+    )
+
+
+def longrope2() -> App:
+    """The command line, which raises what goes wrong."""
+    app = command_line(
+        "longrope2",
+        help=f"{__doc__}\n\n`longrope2 VERB --help` lists the options of a verb.",
+        version=__version__,
     )
     app["--help"].group = app["--version"].group = Group("Options", sort_key=len(VERBS))
     for place, (title, verbs) in enumerate(VERBS.items()):
@@ -66,7 +74,7 @@ def longrope2() -> App:
     return app
 
 
-def as_typed(default: Any) -> str | None:
+def _as_typed(default: Any) -> str | None:
     """A default as a user would type it; options that are off show none."""
     if isinstance(default, tuple | list):
         return " ".join(map(str, default)) or None
@@ -81,11 +89,16 @@ def _last_occurrence(kind: Any, tokens: Sequence[Token]) -> Any:
 
 def main() -> None:
     """Run `sys.argv`; bad input ends it with one line on stderr and exit status 2."""
-    run_main(_main)
+    run(longrope2())
 
 
-def _main() -> None:
-    try:
-        longrope2()(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise InputError(f"{str(error).strip()} See `longrope2 --help`.") from error
+def run(app: App) -> None:
+    """Run `sys.argv` on a command line; bad input ends it with one line on stderr and exit status 2."""
+
+    def parse_and_call() -> None:
+        try:
+            app(sys.argv[1:], exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            raise InputError(f"{str(error).strip()} See `{app.name[0]} --help`.") from error
+
+    run_main(parse_and_call)

@@ -3,9 +3,9 @@
 import sys
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from megatron_longrope2.cli import as_typed
+from megatron_longrope2.cli import command_line
 from megatron_longrope2.model.settings import ModelSettings
 from megatron_longrope2.training.settings import FactorTrainingSettings, MixedWindowSettings
 
@@ -27,14 +27,7 @@ def options(
 def main(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
     """Print the help, or hand the arguments to Megatron's own parser, which reads them from `sys.argv`."""
     if {"--help", "-h"} & set(arguments):
-        help_only = App(
-            "longrope2 train",
-            version_flags=[],
-            help_format="markdown",
-            default_parameter=Parameter(negative=(), show_default=as_typed),
-        )
-        help_only.default(options)
-        help_only.help_print()
+        command_line("longrope2 train", default_command=options, version_flags=[]).help_print()
         return
     from megatron_longrope2 import device
 

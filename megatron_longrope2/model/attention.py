@@ -154,7 +154,7 @@ class TorchDotProductAttention(MegatronModule):
         )
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Each query sees the keys up to its own place, the last query all: [batch, heads, queries, dim]."""
+        """Each query of [batch, heads, queries, dim] sees the keys up to its own place, the last one all."""
         queries, keys = query.shape[2], key.shape[2]
         if _repeats_heads(query, masked=1 < queries < keys):
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
@@ -187,7 +187,7 @@ def has_varlen_kernel(query: Tensor) -> bool:
 
 
 def _repeats_heads(query: Tensor, *, masked: bool) -> bool:
-    """Whether torch has no memory-saving kernel with grouped queries for this call, and would form scores.
+    """Whether torch would form all scores for this call if it were given grouped queries.
 
     Of the CUDA kernels that save memory only flash attention and cuDNN take grouped queries: in half
     precision and without a mask.
