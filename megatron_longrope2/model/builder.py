@@ -9,16 +9,22 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.layer_specs import longrope2_layer_spec
+from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
 from megatron_longrope2.rope import AttentionFactor, RopeFactors
 
 
 @dataclass(kw_only=True)
 class LongRoPE2ModelConfig(GPTModelConfig):
-    """Upstream's model configuration and the RoPE factors of both windows."""
+    """Upstream's model configuration and the RoPE factors of both windows.
+
+    Attributes:
+        learned_factors: what gives the long window's factors in their place, if they are learned.
+    """
 
     builder: ClassVar[str] = "megatron_longrope2.model.builder.LongRoPE2ModelBuilder"
     rope_factors: RopeFactors
+    learned_factors: LearnedFactors | None = None
     transformer_layer_spec: Any = None
 
     def __post_init__(self) -> None:
@@ -57,6 +63,8 @@ class LongRoPE2ModelBuilder(GPTModelBuilder):
             rotary_interleaved=model.config.rotary_interleaved,
             cp_group=pg_collection.cp,
         )
+        if self._model_config.learned_factors is not None:
+            rotary.learn(self._model_config.learned_factors)
         model.rotary_pos_emb = rotary
         for layer in model.decoder.layers:
             layer.self_attention.active = rotary.active

@@ -13,12 +13,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.utils import unwrap_model
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 from torch import Tensor
 
 from megatron_longrope2.model.arguments import factors_of
+from megatron_longrope2.model.builder import LongRoPE2ModelConfig
 from megatron_longrope2.model.learned_factors import FactorOptimizer
 from megatron_longrope2.rope import RopeFactors
 
@@ -29,10 +28,11 @@ class FactorTraining:
     Args:
         args: of the run; `longrope2_factors` is kept up to date, and `longrope2_learned` holds the state, so
             that each checkpoint has both.
-        config: of the model; gets the hook that is called when a step's gradients are complete.
+        config: of the model; gets the factors, and the hook that is called when a step's gradients are
+            complete.
     """
 
-    def __init__(self, args: Namespace, config: TransformerConfig) -> None:
+    def __init__(self, args: Namespace, config: LongRoPE2ModelConfig) -> None:
         self.args = args
         steps = args.train_iters or args.train_samples // args.global_batch_size
         state = _saved_state(args)
@@ -43,11 +43,8 @@ class FactorTraining:
         if state is not None:
             self.optimizer.restore(state)
         self._publish()
-        config.finalize_model_grads_func = self.finalize
-
-    def attach(self, model: GPTModel) -> None:
-        """Let a model chunk, wrapped or not, rotate with the factors that are being learned."""
-        unwrap_model(model).rotary_pos_emb.learn(self.optimizer.learned)
+        config.learned_factors = self.optimizer.learned
+        config.transformer.finalize_model_grads_func = self.finalize
 
     def finalize(self, model: list[GPTModel], num_tokens: Tensor | None = None, **options: Any) -> None:
         """Upstream's `finalize_model_grads`, then a step of the factors."""

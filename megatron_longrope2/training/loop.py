@@ -33,24 +33,19 @@ def train() -> None:
     args = parse_training_arguments()
     config, provider = model_config(args), segment_provider(args)
     check_save_folder(args)
-    factors = FactorTraining(args, config.transformer) if args.train_rope_factors else None
+    if args.train_rope_factors:
+        FactorTraining(args, config)  # the configuration holds it
     pretrain(
         pretrain_cfg_container_from_args(args, config),
         provider,
         ModelType.encoder_or_decoder,
-        forward_step(args, factors),
+        forward_step(args),
         store=rendezvous_store(),
     )
 
 
-def forward_step(
-    args: Namespace, factors: FactorTraining | None = None
-) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
-    """The function that takes one micro-batch through this pipeline stage.
-
-    Args:
-        factors: learns the long window's factors; None: they are not learned.
-    """
+def forward_step(args: Namespace) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
+    """The function that takes one micro-batch through this pipeline stage."""
     training, validation = TrainingReport(args), ValidationReport(args)
 
     def step(iterator: Iterator[dict[str, Tensor]], model: GPTModel) -> tuple[Tensor, Callable[..., Any]]:
@@ -61,8 +56,6 @@ def forward_step(
         timer.stop()
         if model.training:
             update_seqlen_stats_from_cu_seqlens(batch.packed.cu_seqlens_q)
-        if factors is not None:
-            factors.attach(model)
         output = model(
             batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed
         )
