@@ -20,6 +20,7 @@ from benchmarks.throughput import label
 from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.planning.model import load_dims
+from megatron_longrope2.rope import make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.search.space import SearchSpace
@@ -57,8 +58,7 @@ def measure(settings: Settings) -> Measurement:
     args = start_megatron(dims, length, bf16=True)
     model = our_model(args).eval().requires_grad_(False)
     loaded = LoadedModel([model], args, factors_of(args))
-    rope = loaded.factors
-    space = SearchSpace(rope.rope_base, rope.rotary_dim, rope.original_length, rope.target_length)
+    space = SearchSpace(make_factors("none", **loaded.factors.facts))
     drawn = space.initial_population(CANDIDATES, 0.3, (), np.random.default_rng(0))
     turns = itertools.cycle([space.to_factors(one, "candidate", {}) for one in drawn])
     drawn_tokens = torch.randint(0, dims.vocab_size, (length,), generator=torch.Generator().manual_seed(0))

@@ -99,6 +99,7 @@ def run(app: App) -> None:
         try:
             app(sys.argv[1:], exit_on_error=False, print_error=False)
         except CycloptsError as error:
-            raise InputError(f"{str(error).strip()} See `{app.name[0]} --help`.") from error
+            command = " ".join([app.name[0], *(error.command_chain or ())])
+            raise InputError(f"{str(error).strip()} See `{command} --help`.") from error
 
     run_main(parse_and_call)

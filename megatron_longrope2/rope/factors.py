@@ -96,6 +96,12 @@ class RopeFactors:
         """First dimension without one full period in the original window: where the OOD bound begins."""
         return critical_dim(self.rope_base, self.rotary_dim, self.original_length)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every rescaling of this model to this length shares: the arguments of `make_factors`."""
+        names = ("rope_base", "rotary_dim", "original_length", "target_length")
+        return {name: getattr(self, name) for name in names}
+
     def factor(self, window: Window) -> tuple[float, ...]:
         """The vector of a window, [rotary_dim/2]."""
         return self.long_factor if window == "long" else self.short_factor
@@ -151,9 +157,8 @@ class RopeFactors:
         return found
 
     def _scalars(self) -> dict[str, float]:
-        names = ("rope_base", "rotary_dim", "original_length", "target_length")
-        attention = {f"attention_factor.{window}": v for window, v in asdict(self.attention_factor).items()}
-        return {name: getattr(self, name) for name in names} | attention
+        attention = asdict(self.attention_factor)
+        return self.facts | {f"attention_factor.{window}": value for window, value in attention.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of a factor file (plain numbers, lists and dicts)."""

@@ -136,7 +136,7 @@ class GradientSearch:
         """The starts by name; those without an attention factor of their own also with YaRN's, to choose."""
         learning = self.settings.learn_attention_factor
         temperatures = [1.0, yarn_attention_factor(self.space.scale)] if learning else [1.0]
-        options = {}
+        options: dict[str, list[RopeFactors]] = {}
         for name in dict.fromkeys(self.settings.starts):
             vectors = self.space.closed_form(name)
             options[name] = [as_learned(one, one.long_factor, a) for one in vectors for a in temperatures]
@@ -196,7 +196,7 @@ class GradientSearch:
 
     def _needles(self, step: int) -> list[Sample]:
         """Fresh needles of a step, the same for every start: half of them at the start, half anywhere."""
-        size, length = self.settings.batch_size, self.space.target_length
+        size, length = self.settings.batch_size, self.space.unscaled.target_length
         samples = []
         for number in range(step * size, (step + 1) * size):
             depth = random.Random(f"depth/{self.sampler.seed}/{number}").random() if number % 2 else 0.0

@@ -43,9 +43,8 @@ def write_results(
     if session.settings.algorithm == "gradient":
         save_figure(_plot_learning(outcome.history), output / "learning.png")
     else:
-        save_figure(_plot_fitness(outcome.history), output / "fitness.png")
-        figure = _plot_critical_dims(outcome.history, space.critical_dims)
-        save_figure(figure, output / "critical_dims.png")
+        figure = _plot_evolution(outcome.history, space.critical_dims)
+        save_figure(figure, output / "evolution.png")
     return report
 
 
@@ -120,30 +119,21 @@ def _plot_learning(history: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _plot_fitness(history: list[dict[str, Any]]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+def _plot_evolution(history: list[dict[str, Any]], critical_dims: range) -> Figure:
+    """Perplexity of the best and the median of each generation; below, of each critical dimension."""
+    figure, (fitness, dims) = plt.subplots(2, figsize=(7, 8), layout="constrained")
     generations = [entry["generation"] for entry in history]
-    axes.plot(generations, [perplexity(entry["best_score"]) for entry in history], marker="o", label="best")
-    middle = [
-        perplexity(sorted(score for _, score in entry["parents"])[len(entry["parents"]) // 2])
-        for entry in history
-    ]
-    axes.plot(generations, middle, marker=".", label="median of the parents")
-    axes.set(xlabel="generation", ylabel="perplexity (search set)", yscale="log")
-    axes.legend()
-    return figure
-
-
-def _plot_critical_dims(history: list[dict[str, Any]], candidates: range) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    points = [
-        (dim, perplexity(score), entry["generation"]) for entry in history for dim, score in entry["parents"]
-    ]
-    dims, perplexities, generations = zip(*points, strict=True)
-    drawn = axes.scatter(dims, perplexities, c=generations, s=18, cmap="viridis")
-    figure.colorbar(drawn, label="generation")
-    axes.axvline(candidates[-1], color="grey", linestyle="--", label="theoretical critical dimension")
-    axes.set(xlabel="critical dimension", ylabel="perplexity of the parents", yscale="log")
-    axes.set_xlim(candidates[0] - 0.5, candidates[-1] + 0.5)
-    axes.legend()
+    parents = [sorted((perplexity(score), dim) for dim, score in entry["parents"]) for entry in history]
+    fitness.plot(generations, [several[0][0] for several in parents], marker="o", label="best")
+    middle = [several[len(several) // 2][0] for several in parents]
+    fitness.plot(generations, middle, marker=".", label="median of the parents")
+    fitness.set(xlabel="generation", ylabel="perplexity (search set)", yscale="log")
+    points = [(dim, one, number) for number, several in enumerate(parents) for one, dim in several]
+    x, y, color = zip(*points, strict=True)
+    figure.colorbar(dims.scatter(x, y, c=color, s=18, cmap="viridis"), label="generation")
+    dims.axvline(critical_dims[-1], color="grey", linestyle="--", label="theoretical critical dimension")
+    dims.set(xlabel="critical dimension", ylabel="perplexity of the parents", yscale="log")
+    dims.set_xlim(critical_dims[0] - 0.5, critical_dims[-1] + 0.5)
+    for axes in (fitness, dims):
+        axes.legend()
     return figure

@@ -14,7 +14,7 @@ from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, load_model
-from megatron_longrope2.rope import RopeFactors, load_factors
+from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.search.evolution import Evolution
@@ -99,34 +99,20 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
         InputError: bad input.
     """
     model = model or load(settings)
-    rope, tokenizer = model.factors, model.tokenizer()
+    tokenizer, chosen = model.tokenizer(), settings.space
+    facts = model.factors.facts | {"target_length": settings.target_length}
     space = SearchSpace(
-        rope.rope_base,
-        rope.rotary_dim,
-        rope.original_length,
-        settings.target_length,
-        settings.space.search_space,
-        settings.space.search_dims,
-        settings.space.fix_attention_factor,
+        make_factors("none", **facts), chosen.search_space, chosen.search_dims, chosen.fix_attention_factor
     )
     books = read_books(settings.books)
     sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train")
     if settings.objective.objective == "document":
-        samples = document_samples(tokenizer, books, settings.samples, space.target_length, settings.seed)
+        samples = document_samples(tokenizer, books, settings.samples, settings.target_length, settings.seed)
     else:
-        drawn = sampler.samples(settings.samples, space.target_length, settings.needle_depths)
+        drawn = sampler.samples(settings.samples, settings.target_length, settings.needle_depths)
         samples = [Sample.from_needle(one) for one in drawn]
-    given = [
-        load_factors(
-            place,
-            rope_base=rope.rope_base,
-            rotary_dim=rope.rotary_dim,
-            original_length=rope.original_length,
-            target_length=space.target_length,
-        )
-        for place in settings.init_factors
-    ]
-    fingerprint = _fingerprint(settings, space, samples, given, model)
+    given = [load_factors(place, **facts) for place in settings.init_factors]
+    fingerprint = _fingerprint(settings, samples, given, model)
     session = Session(settings, MegatronScorer(model), samples, fingerprint)
     strategy: Evolution | GradientSearch
     if settings.algorithm == "gradient":
@@ -148,11 +134,7 @@ def _held_out(settings: SearchSettings, sampler: NeedleSampler) -> list[Sample]:
 
 
 def _fingerprint(
-    settings: SearchSettings,
-    space: SearchSpace,
-    samples: Sequence[Sample],
-    given: list[RopeFactors],
-    model: LoadedModel,
+    settings: SearchSettings, samples: Sequence[Sample], given: list[RopeFactors], model: LoadedModel
 ) -> dict[str, Any]:
     """What decides the result; parallel sizes and budgets do not."""
     own = asdict(settings.gradient if settings.algorithm == "gradient" else settings.evolution)
@@ -167,7 +149,8 @@ def _fingerprint(
         "model": str(Path(settings.load).resolve()),
         "iteration": int(model.args.iteration),
         "dtype": "bfloat16" if settings.layout.bf16 else "float32",
-        "space": asdict(space),
+        "target_length": settings.target_length,
+        "space": asdict(settings.space),
         settings.algorithm: own,
         "objective": settings.objective.objective,
         "samples": digest.hexdigest(),

@@ -1,16 +1,19 @@
 """What a search is told: the options of `longrope2 search`."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
+from cyclopts.validators import Number
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.options import options
-from megatron_longrope2.rope import METHODS
 from megatron_longrope2.search.space import SearchDims, SpaceKind
 
 Algorithm = Literal["evolution", "gradient"]
+Probability = Annotated[float, Parameter(validator=Number(gt=0, lte=1))]
 
 
 @options("Objective")
@@ -31,16 +34,10 @@ class ObjectiveSettings:
     """
 
     objective: Literal["needle", "document"] = "needle"
-    samples: int | None = None
+    samples: PositiveInt | None = None
     needle_depths: tuple[float, ...] = ()
     held_out_books: Path | None = None
-    held_out_samples: int = 64
-
-    def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise InputError(f"--samples: {self.samples} is not a number of samples; use 1 or more")
-        if self.held_out_samples < 0:
-            raise InputError(f"--held-out-samples: {self.held_out_samples} is negative; use 0 for none")
+    held_out_samples: NonNegativeInt = 64
 
 
 @options("Search space")
@@ -76,26 +73,18 @@ class EvolutionSettings:
         max_evaluations: Stop before the generation that would propose more candidates than this in all.
 
     Raises:
-        InputError: a setting out of its range.
+        InputError: more parents than the population has, or fewer evaluations.
     """
 
-    population: int = 64
-    iterations: int = 40
+    population: PositiveInt = 64
+    iterations: NonNegativeInt = 40
     parents: int | None = None
-    mutation_probability: float = 0.3
+    mutation_probability: Probability = 0.3
     max_evaluations: int | None = None
 
     def __post_init__(self) -> None:
-        if self.population < 1:
-            raise InputError(f"--population: {self.population} is empty; use at least 1")
-        if self.iterations < 0:
-            raise InputError(f"--iterations: {self.iterations} is negative; use 0 or more")
         if not 1 <= self.keep <= self.population:
             raise InputError(f"--parents: {self.keep} is not in 1..{self.population}, the population")
-        if not 0 < self.mutation_probability <= 1:
-            raise InputError(
-                f"--mutation-probability: {self.mutation_probability} is not above 0 and at most 1"
-            )
         if self.max_evaluations is not None and self.max_evaluations < self.population:
             raise InputError(
                 f"--max-evaluations: {self.max_evaluations} does not cover the first generation of "
@@ -135,29 +124,14 @@ class GradientSettings:
             the result.
         no_recompute: Keep all activations for the backward pass, which is faster where the model and the
             length fit.
-
-    Raises:
-        InputError: a setting out of its range.
     """
 
-    starts: tuple[str, ...] = ("ntk", "yarn", "ramp", "pi")
-    steps: int = 48
-    batch_size: int = 4
-    learning_rate: float = 0.05
+    starts: tuple[Literal["none", "pi", "ntk", "yarn", "ramp"], ...] = ("ntk", "yarn", "ramp", "pi")
+    steps: PositiveInt = 48
+    batch_size: PositiveInt = 4
+    learning_rate: PositiveFloat = 0.05
     learn_attention_factor: bool = False
     no_recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option}: {getattr(self, name)} is not a number above 0; use 1 or more")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise InputError(f"--learning-rate: {self.learning_rate:g} is not a positive number")
-        known = [method for method in METHODS if not method.endswith("-rcd")] + ["ramp"]
-        for method in self.starts:
-            if method not in known:
-                raise InputError(f"--starts: {method!r} is unknown; known are {', '.join(known)}")
 
 
 @options("Parallel layout (under torchrun; spare ranks score other candidates)")
@@ -172,9 +146,9 @@ class LayoutSettings:
         bf16: Use weights and activations in bfloat16 instead of float32.
     """
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    context_parallel_size: int = 1
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    context_parallel_size: PositiveInt = 1
     bf16: bool = False
 
 
@@ -197,27 +171,23 @@ class SearchSettings:
 
     load: Path
     books: Path
-    target_length: int
+    target_length: PositiveInt
     output: Path
     algorithm: Algorithm = "evolution"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     init_factors: tuple[str, ...] = ()
-    max_minutes: float | None = None
-    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    space: SpaceSettings = field(default_factory=SpaceSettings)
-    evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
-    gradient: GradientSettings = field(default_factory=GradientSettings)
-    layout: LayoutSettings = field(default_factory=LayoutSettings)
+    max_minutes: PositiveFloat | None = None
+    objective: ObjectiveSettings = ObjectiveSettings()
+    space: SpaceSettings = SpaceSettings()
+    evolution: EvolutionSettings = EvolutionSettings()
+    gradient: GradientSettings = GradientSettings()
+    layout: LayoutSettings = LayoutSettings()
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is negative; use 0 or more")
         if self.algorithm == "gradient" and self.objective.objective != "needle":
             raise InputError(
                 f"--objective: {self.objective.objective}: factors are learned on needles; use needle"
             )
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise InputError(f"--max-minutes: {self.max_minutes:g} is no time; use more than 0")
 
     @property
     def samples(self) -> int:

@@ -42,48 +42,43 @@ class SearchSpace:
     """The search space of one model.
 
     Args:
-        rope_base, rotary_dim: the model's RoPE base and rotated dimensions of a head.
-        original_length, target_length: tokens.
+        unscaled: the model's RoPE as it is ("none"), with the target length of the search.
         kind: "paper" (NTK below the critical dimension, factors in [scale, 2 * scale] above) or "extended".
         dims: "critical": search from the critical dimension on; "all": below it too (the paper's Table 10).
         fix_attention_factor: keep the long window's at 1 in the extended space too, as plain transformers
             needs it.
 
     Raises:
-        InputError: numbers that no RoPE can have, or a target that is not longer than the original.
+        InputError: too few dimensions to search.
     """
 
-    rope_base: float
-    rotary_dim: int
-    original_length: int
-    target_length: int
+    unscaled: RopeFactors
     kind: SpaceKind = "paper"
     dims: SearchDims = "critical"
     fix_attention_factor: bool = False
 
     def __post_init__(self) -> None:
-        self._factors("none")  # validates
-        if self.rotary_dim < 4:
+        if self.half < 2:
             raise InputError(
-                f"search: rotary_dim: {self.rotary_dim} leaves nothing to search; it must be at least 4"
+                f"search: rotary_dim: {2 * self.half} leaves nothing to search; it must be at least 4"
             )
 
     @property
     def scale(self) -> float:
         """`s = target_length / original_length`."""
-        return self.target_length / self.original_length
+        return self.unscaled.scale
 
     @property
     def half(self) -> int:
         """Length of the vectors."""
-        return self.rotary_dim // 2
+        return self.unscaled.rotary_dim // 2
 
     @property
     def critical_dims(self) -> range:
         """Candidates for the real critical dimension: `d_10` to the theoretical one, inside the vector."""
-        low = critical_dim(self.rope_base, self.rotary_dim, self.original_length, 10)
-        high = critical_dim(self.rope_base, self.rotary_dim, self.original_length)
-        high = min(max(high, 1), self.half - 1)
+        rope = self.unscaled
+        low = critical_dim(rope.rope_base, rope.rotary_dim, rope.original_length, 10)
+        high = min(max(rope.theoretical_critical_dim, 1), self.half - 1)
         return range(min(max(low, 1), high), high + 1)
 
     @property
@@ -170,14 +165,7 @@ class SearchSpace:
         Raises:
             InputError: the factors are of another model or another extension.
         """
-        factors.check_model(
-            rope_base=self.rope_base, rotary_dim=self.rotary_dim, source=f"search: {factors.method}"
-        )
-        if factors.scale != self.scale:
-            raise InputError(
-                f"search: {factors.method}: target_length: the factors extend {factors.original_length} to "
-                f"{factors.target_length} tokens, the search {self.original_length} to {self.target_length}"
-            )
+        factors.check_model(f"search: {factors.method}", **self.unscaled.facts)
         vector = np.asarray(factors.long_factor)
         if factors.critical_dim is None:
             reached = np.flatnonzero(vector >= self.scale * (1 - _ROUNDING))
@@ -235,12 +223,9 @@ class SearchSpace:
 
     def to_factors(self, individual: Individual, method: str, provenance: dict[str, Any]) -> RopeFactors:
         """The factor file's content for an individual."""
-        return RopeFactors(
+        return replace(
+            self.unscaled,
             method=method,
-            rope_base=self.rope_base,
-            rotary_dim=self.rotary_dim,
-            original_length=self.original_length,
-            target_length=self.target_length,
             critical_dim=individual.critical_dim,
             long_factor=individual.long_factor,
             attention_factor=AttentionFactor(long=individual.attention_factor),
@@ -250,14 +235,7 @@ class SearchSpace:
     # Parts
 
     def _factors(self, method: str, **options: Any) -> RopeFactors:
-        return make_factors(
-            method,
-            rope_base=self.rope_base,
-            rotary_dim=self.rotary_dim,
-            original_length=self.original_length,
-            target_length=self.target_length,
-            **options,
-        )
+        return make_factors(method, **self.unscaled.facts, **options)
 
     def _shape_of(self, vector: FloatArray, dim: int) -> Below:
         """The shape gene that the factors below `dim` follow, "free" where none does."""

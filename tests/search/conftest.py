@@ -6,16 +6,28 @@ from pathlib import Path
 
 import pytest
 
+from megatron_longrope2.rope import make_factors
 from megatron_longrope2.search.individual import Individual
 from megatron_longrope2.search.space import SearchSpace
 
 Loss = Callable[[Individual, int], float]
 
 
+def space_of(base: float, dim: int, original: int, target: int, *options: str) -> SearchSpace:
+    """The space of a model with this RoPE."""
+    facts = {"rope_base": base, "rotary_dim": dim, "original_length": original, "target_length": target}
+    return SearchSpace(make_factors("none", **facts), *options)
+
+
+def demo_space(*options: str) -> SearchSpace:
+    """The demo's geometry: heads of 64, 256 to 2048 tokens; critical dimensions 5 to 13."""
+    return space_of(10000.0, 64, 256, 2048, *options)
+
+
 @pytest.fixture
 def tiny_space() -> SearchSpace:
-    """The demo's geometry: heads of 64, 256 to 2048 tokens; critical dimensions 5 to 13."""
-    return SearchSpace(10000.0, 64, 256, 2048)
+    """`demo_space`, of the paper's kind."""
+    return demo_space()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_results_are_whole(one_worker: Path) -> None:
     assert set(report["held_out"]["comparisons"]) >= {"none", "pi", "ntk", "yarn", "yarn+attention"}
     lines = (one_worker / "factors.csv").read_text().split()
     assert [float(line) for line in lines] == factors["long_factor"]
-    for name in ("fitness.png", "critical_dims.png", "factors.png"):
+    for name in ("evolution.png", "factors.png"):
         assert (one_worker / name).stat().st_size > 5000
     assert "| yarn " in (one_worker / "search.md").read_text()
 
@@ -90,9 +90,12 @@ def test_killed_search_continues_to_the_same_result(
     ("arguments", "message"),
     [
         (("--load", "nowhere"), "nowhere: no Megatron checkpoint there"),
-        (("--books", "nowhere.txt"), "nowhere.txt: cannot be read"),
+        (("--books", "nowhere.txt"), "nowhere.txt: no such file or folder"),
         (("--target-length", "64"), "target_length: 64 is not larger than original_length 64"),
-        (("--population", "0"), "--population: 0 is empty"),
+        (("--population", "0"), 'Invalid value "0" for --population. Must be > 0'),
+        (("--mutation-probability", "0"), 'Invalid value "0" for --mutation-probability. Must be > 0'),
+        (("--starts", "ntk", "yern"), 'Invalid value "yern" for --starts. Choose from: "none", "pi"'),
+        (("--learning-rate", "nan"), 'Invalid value "nan" for --learning-rate'),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tiny_root: Path, tmp_path: Path, arguments, message) -> None:

@@ -16,7 +16,8 @@ from megatron_longrope2.search import session as session_module
 from megatron_longrope2.search.gradient import ROUNDS, GradientSearch
 from megatron_longrope2.search.session import Outcome, Session, read_state
 from megatron_longrope2.search.settings import GradientSettings, ObjectiveSettings, SearchSettings
-from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
+from megatron_longrope2.search.space import RAMP_PERIODS
+from tests.search.conftest import demo_space
 
 GEOMETRY = {"rope_base": 10000.0, "rotary_dim": 64, "original_length": 256, "target_length": 2048}
 WANTED = torch.tensor([1.0] * 8 + [1.5 * 1.15**i for i in range(24)], dtype=torch.float64).log()
@@ -98,7 +99,7 @@ def _strategy(
     )
     scored = [Sample(torch.tensor([i, 0]), torch.tensor([False, True])) for i in range(samples)]
     session = Session(settings, _Scorer(), scored, {"gradient": {"steps": settings.gradient.steps}})
-    return GradientSearch(session, SearchSpace(10000.0, 64, 256, 2048), loss, _Sampler(), given)
+    return GradientSearch(session, demo_space(), loss, _Sampler(), given)
 
 
 def _learn(output: Path, loss: _Loss, given: tuple[RopeFactors, ...] = (), **options) -> Outcome:
@@ -242,10 +243,6 @@ def test_time_that_is_over_gives_the_best_so_far(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"starts": ()}, "--starts: there is none"),
-        ({"starts": ("yern",)}, "--starts: 'yern' is unknown; known are none, pi, ntk, yarn, ramp"),
-        ({"steps": 0}, "--steps: 0 is not a number above 0"),
-        ({"batch_size": 0}, "--batch-size: 0 is not a number above 0"),
-        ({"learning_rate": math.nan}, "--learning-rate: nan is not a positive number"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, options, message: str) -> None:

@@ -9,6 +9,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import load_factors, make_factors, ntk_below
 from megatron_longrope2.search.individual import Below, Individual
 from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
+from tests.search.conftest import demo_space, space_of
 from tests.search.constraints import violations
 
 KINDS = st.sampled_from(("paper", "extended"))
@@ -23,7 +24,7 @@ GEOMETRIES = st.tuples(
 
 def _space(geometry: tuple[float, int, int, float], kind: str, dims: str) -> SearchSpace:
     base, dim, original, scale = geometry
-    return SearchSpace(base, dim, original, int(original * scale) + 1, kind, dims)
+    return space_of(base, dim, original, int(original * scale) + 1, kind, dims)
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,8 +63,8 @@ def test_violations_are_found(tiny_space: SearchSpace) -> None:
 
 
 def test_critical_dims_of_published_models() -> None:
-    assert SearchSpace(500000.0, 128, 8192, 131072).critical_dims == range(24, 36)
-    assert SearchSpace(10000.0, 96, 2048, 131072).critical_dims == range(19, 32)
+    assert space_of(500000.0, 128, 8192, 131072).critical_dims == range(24, 36)
+    assert space_of(10000.0, 96, 2048, 131072).critical_dims == range(19, 32)
 
 
 def test_first_generation_has_a_flat_member_for_each_critical_dim(tiny_space: SearchSpace) -> None:
@@ -79,7 +80,7 @@ def test_first_generation_has_a_flat_member_for_each_critical_dim(tiny_space: Se
 
 
 def test_extended_population_holds_every_closed_form_vector_exactly() -> None:
-    space = SearchSpace(10000.0, 64, 256, 2048, "extended")
+    space = demo_space("extended")
     population = space.initial_population(20, 0.3, (), np.random.default_rng(0))
     keys = {one.key for one in population}
     for method in ("pi", "ntk", "yarn"):
@@ -93,7 +94,7 @@ def test_extended_population_holds_every_closed_form_vector_exactly() -> None:
 
 
 def test_extended_space_recognises_the_shape_genes() -> None:
-    space = SearchSpace(10000.0, 64, 256, 2048, "extended")
+    space = demo_space("extended")
     shapes = {one.method: space.project(one).below for one in space.baselines()}
     assert shapes["ntk"] == Below("ntk", 1.0)
     assert shapes["yarn"].kind == "ramp"
@@ -103,7 +104,7 @@ def test_extended_space_recognises_the_shape_genes() -> None:
 
 
 def test_published_llama3_vector_is_inside_the_papers_space() -> None:
-    space = SearchSpace(500000.0, 128, 8192, 131072)
+    space = space_of(500000.0, 128, 8192, 131072)
     factors = load_factors("llama3-8b-128k")
     individual = space.project(factors)
     assert individual.critical_dim == 33
@@ -119,7 +120,7 @@ def test_warm_start_outside_the_papers_space_is_moved_into_it(tiny_space: Search
 
 
 def test_searching_all_dims_changes_those_below() -> None:
-    space = SearchSpace(10000.0, 64, 256, 2048, "paper", "all")
+    space = demo_space("paper", "all")
     population = space.initial_population(40, 0.5, (), np.random.default_rng(1))
     moved = [
         one
@@ -152,13 +153,13 @@ def test_factors_of_another_extension_are_refused(tiny_space, target, method, me
 
 
 def test_too_small_a_population_is_refused() -> None:
-    space = SearchSpace(10000.0, 64, 256, 2048, "extended")
+    space = demo_space("extended")
     with pytest.raises(
         InputError, match=r"population: 4 has no room for the 18 given and closed-form members"
     ):
         space.initial_population(4, 0.3, (), np.random.default_rng(0))
     with pytest.raises(InputError, match="population: 0 has no room"):
-        SearchSpace(10000.0, 64, 256, 2048).initial_population(0, 0.3, (), np.random.default_rng(0))
+        demo_space().initial_population(0, 0.3, (), np.random.default_rng(0))
 
 
 def test_individual_survives_json(tiny_space: SearchSpace) -> None:
