@@ -48,7 +48,7 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.10"],
-        "eval": ["lm-eval>=0.4.9", "wonderwords"],
+        "eval": ["lm-eval>=0.4.13", "wonderwords", "nltk"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["longrope2 = megatron_longrope2.cli:main"]},

@@ -38,6 +38,20 @@ def distributed_backend() -> str:
     return "nccl" if has_gpu() else "gloo"
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for the job: it writes results and warnings."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def free_memory() -> int:
+    """Bytes that this process may still allocate: of its GPU, or its share of the machine's memory."""
+    if has_gpu():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def rendezvous_store() -> torch.distributed.Store | None:
     """A store for a process that no launcher started; None under torchrun or srun, which bring their own."""
     return None if "RANK" in os.environ else torch.distributed.HashStore()
@@ -63,7 +77,7 @@ def install() -> None:
     _stand_in_for_constructors()
     _skip_compilation_of_shipped_helpers()
     _let_megatron_start_without_cuda()
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         logger.warning("no GPU found: Megatron runs on the CPU over gloo")
 
 

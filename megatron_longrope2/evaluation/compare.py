@@ -1,43 +1,50 @@
-"""Several checkpoints, or one under several factor files, measured in one job and reported side by side.
+"""Several checkpoints, or one with several factor files, measured in one job.
 
-Each candidate's records go into a folder of its name. A job that was cut off goes on: what was measured with
-the same settings, after the checkpoint and the factor file were last written, is not measured again.
+Each candidate's records go into a folder of its name. A job that was interrupted resumes: what was measured
+with the same settings, after the checkpoint and the factor file were last written, is not measured again.
 """
 
 import gc
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_longrope2.device import is_first_process
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.measure import Measured
-from megatron_longrope2.evaluation.records import describe, read_records, write_record
-from megatron_longrope2.evaluation.subject import Subject
+from megatron_longrope2.evaluation.harness import measure_harness
+from megatron_longrope2.evaluation.needle_grid import measure_needle
+from megatron_longrope2.evaluation.perplexity import measure_perplexity
+from megatron_longrope2.evaluation.records import Measured, as_json, read_records, write_record
+from megatron_longrope2.evaluation.ruler import measure_ruler
+from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings, TextSettings
+from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.files import read_json
 
 logger = logging.getLogger(__name__)
 
-Measurement = tuple[Callable[..., Measured], Mapping[str, Any]]
-"""A function of `measure` and its options."""
+# From a record's kind to what measures it: a function of a subject, texts and the kind's settings.
+MEASURES: dict[str, Any] = {
+    "needle": measure_needle,
+    "perplexity": measure_perplexity,
+    "ruler": measure_ruler,
+    "lm_eval": measure_harness,
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is measured under a name.
+    """A checkpoint that is measured under a name of its own.
 
     Attributes:
         name: of its row in the report and of its folder.
-        checkpoint: folder of a Megatron checkpoint or a Hugging Face model.
-        rope_factors: factor file or published name; None: the checkpoint's own.
+        checkpoint: where it is, and with which factors.
     """
 
     name: str
-    checkpoint: str
-    rope_factors: str | None = None
+    checkpoint: CheckpointSettings
 
     @classmethod
     def parse(cls, text: str) -> "Candidate":
@@ -50,38 +57,34 @@ class Candidate:
         checkpoint, comma, factors = rest.partition(",")
         if not separator or not name or "/" in name or not checkpoint or (comma and not factors):
             raise InputError(f"{text}: not NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS; write it so")
-        if not Path(checkpoint).is_dir():
-            raise InputError(
-                f"{checkpoint}: no such folder; give a Megatron checkpoint or a Hugging Face one"
-            )
-        return cls(name, checkpoint, factors or None)
-
-    @property
-    def is_hf(self) -> bool:
-        """Whether the checkpoint is Hugging Face's."""
-        return (Path(self.checkpoint) / "config.json").exists()
+        folder = Path(checkpoint)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give a Megatron checkpoint or a Hugging Face one")
+        kind = "hf_dir" if (folder / "config.json").exists() else "load"
+        return cls(name, CheckpointSettings(**{kind: folder}, rope_factors=factors or None))
 
     def changed(self) -> float:
         """When the checkpoint or the factor file was last written, seconds since the epoch."""
-        files = list(Path(self.checkpoint).iterdir())
-        if self.rope_factors and Path(self.rope_factors).exists():
-            files.append(Path(self.rope_factors))
+        files = list(self.checkpoint.folder.iterdir())
+        if self.checkpoint.rope_factors and Path(self.checkpoint.rope_factors).exists():
+            files.append(Path(self.checkpoint.rope_factors))
         return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 def measure_candidates(
     candidates: Sequence[Candidate],
-    measurements: Mapping[str, Measurement],
+    layout: LayoutSettings,
+    texts: TextSettings,
+    measurements: Mapping[str, Any],
     folder: Path,
-    open_subject: Callable[[Candidate], Subject],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Measure all candidates; every process of a job calls it.
 
     Args:
         candidates: of different names.
-        measurements: by the record's kind.
+        layout, texts: of every measurement.
+        measurements: the settings of each, by its kind.
         folder: gets NAME/KIND.json.
-        open_subject: loads a candidate; the one before is forgotten by then.
 
     Returns:
         Name -> records, with those that were there before (such as `lm_eval`'s). Only in the process that
@@ -95,56 +98,57 @@ def measure_candidates(
         raise InputError(f"compare: {', '.join(names) or 'no checkpoint'}: give each a name of its own")
     # Decided by every process before any of them writes.
     left = {
-        candidate: [kind for kind, one in measurements.items() if not _done(candidate, kind, one, folder)]
+        candidate: [
+            kind
+            for kind, settings in measurements.items()
+            if not _done(candidate, folder / candidate.name / f"{kind}.json", texts, settings)
+        ]
         for candidate in candidates
     }
     for candidate, kinds in left.items():
         if not kinds:
             logger.warning("%s: measured before, in %s", candidate.name, folder / candidate.name)
             continue
-        subject = open_subject(candidate)
+        subject = open_subject(candidate.checkpoint, layout)
         for kind in kinds:
-            measure, options = measurements[kind]
-            measure_into(folder / candidate.name, kind, subject, measure, options, asdict(candidate))
+            measure_into(
+                folder / candidate.name, kind, subject, candidate.checkpoint, texts, measurements[kind]
+            )
         del subject
         gc.collect()
-    if os.environ.get("RANK", "0") != "0":
-        return {}
-    return {name: read_records(folder / name) for name in names}
+    return {name: read_records(folder / name) for name in names} if is_first_process() else {}
 
 
 def measure_into(
-    folder: Path,
-    kind: str,
-    subject: Subject,
-    measure: Callable[..., Measured],
-    options: Mapping[str, Any],
-    candidate: Mapping[str, Any] | None = None,
+    folder: Path, kind: str, subject: Any, checkpoint: CheckpointSettings, texts: TextSettings, settings: Any
 ) -> Measured | None:
-    """Measure with the options, write the record and print the summary; None where another process writes."""
+    """Measure, write the record and print the summary; None where another process writes.
+
+    Args:
+        folder: gets KIND.json.
+        kind: of MEASURES.
+        subject: what `checkpoint` opened.
+        texts, settings: what is measured.
+    """
     start = time.monotonic()
-    measured = measure(subject, **options)
-    if not subject.writes:
+    measured: Measured = MEASURES[kind](subject, texts, settings)
+    if not is_first_process():
         return None
-    about = {**describe(subject, measured.beyond), "asked": _asked(candidate, options)}
-    path = write_record(folder, kind, about, measured.settings, measured.result, time.monotonic() - start)
+    asked = _asked(checkpoint, texts, settings)
+    path = write_record(folder, kind, subject.about(), asked, measured, time.monotonic() - start)
     print(f"{measured.summary}\n{path}")
     return measured
 
 
-def _asked(candidate: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user gave, as JSON has it."""
-    plain = {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for key, value in options.items()
-    }
-    return {"candidate": None if candidate is None else dict(candidate), "options": plain}
+def _asked(checkpoint: CheckpointSettings, texts: TextSettings, settings: Any) -> dict[str, Any]:
+    """What the user asked for, as a record has it."""
+    return as_json({"asked": asdict(checkpoint), "settings": {**asdict(texts), **asdict(settings)}})
 
 
-def _done(candidate: Candidate, kind: str, measurement: Measurement, folder: Path) -> bool:
-    """Whether the record is there, of the same candidate and options, and younger than the checkpoint."""
-    path = folder / candidate.name / f"{kind}.json"
+def _done(candidate: Candidate, path: Path, texts: TextSettings, settings: Any) -> bool:
+    """Whether the record is there, of the same checkpoint and settings, and younger than the checkpoint."""
     if not path.exists() or path.stat().st_mtime < candidate.changed():
         return False
     record = read_json(path)
-    return isinstance(record, dict) and record.get("asked") == _asked(asdict(candidate), measurement[1])
+    asked = _asked(candidate.checkpoint, texts, settings)
+    return isinstance(record, dict) and {key: record.get(key) for key in asked} == asked

@@ -1,24 +1,33 @@
-"""lm-evaluation-harness on a Hugging Face export: the paper's short and long suites, or any tasks.
+"""lm-evaluation-harness on a checkpoint: the paper's short and long suites, or any of its tasks.
 
-Needs the `eval` extra. With transformers the model is loaded by `megatron_longrope2.hf`, so that generation
-across the original length is right; vLLM chooses one window for the whole engine (by its `max_model_len`), so
-the short suite there is a run of its own with a short one.
+Needs the `eval` extra. Nothing is downloaded unless that is allowed.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from unittest import mock
 
-import torch
-
-from megatron_longrope2 import hf
 from megatron_longrope2.data.tokenizer import load_tokenizer
-from megatron_longrope2.device import has_gpu
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.records import Measured
+from megatron_longrope2.evaluation.ruler_tasks import TASKS, RulerTasks
+from megatron_longrope2.evaluation.settings import (
+    CheckpointSettings,
+    HarnessSettings,
+    LayoutSettings,
+    TextSettings,
+)
+from megatron_longrope2.evaluation.subject import Subject, open_subject, windows
 
+# Tokens of a prompt in the paper's short suite (LongRoPE2 section 4.1).
 SHORT_LENGTH = 4096
-"""Tokens of a prompt in the paper's short suite (LongRoPE2 section 4.1)."""
+# The harness's names for all of RULER.
+RULER_GROUPS = ("ruler", "longcxt")
+RULER_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -44,105 +53,116 @@ SHORT_SUITE = (
     HarnessTask("truthfulqa_mc2", 0, "acc"),
     HarnessTask("gsm8k", 5, "exact_match"),
 )
-LONG_SUITE = (HarnessTask("ruler"), HarnessTask("longbench"))
-SUITES: dict[str, tuple[HarnessTask, ...]] = {"short": SHORT_SUITE, "long": LONG_SUITE}
+SUITES = {
+    "short": SHORT_SUITE,
+    "long": (HarnessTask("ruler"), HarnessTask("longbench")),
+    "ruler": (HarnessTask("ruler"),),
+}
 
 
-def prompt_length(
-    about: Mapping[str, Any], suite: str | None, backend: str, max_length: int | None = None
-) -> int:
-    """Tokens of prompt and answer: what was asked for, or the suite's, at most the target length.
-
-    Args:
-        about: of the folder, from `records.describe_folder`.
-        suite: "short", "long" or None.
-
-    Raises:
-        InputError: more than the target length; or vLLM would see the short suite with the rescaled RoPE.
-    """
-    target, original = about["target_length"], about["original_length"]
-    length = max_length or (min(SHORT_LENGTH, target) if suite == "short" else target)
-    if length > target:
-        raise InputError(
-            f"--max-length: {length} tokens are longer than the target length of {target} of "
-            f"{about['checkpoint']}; use at most that"
-        )
-    if backend == "vllm" and suite == "short" and length > original:
-        raise InputError(
-            f"--max-length: with {length} tokens vLLM sees short prompts with the rescaled RoPE too; use "
-            f"--max-length {original}, the original length, or the transformers backend"
-        )
-    return length
-
-
-def run_harness(
-    folder: str | Path,
-    tasks: Sequence[HarnessTask],
-    *,
-    max_length: int,
-    backend: Literal["transformers", "vllm"] = "transformers",
-    lengths: Sequence[int] = (),
-    include_path: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 1,
-    dtype: torch.dtype = torch.bfloat16,
-    tensor_parallel_size: int = 1,
-) -> dict[str, Any]:
-    """Run tasks of lm-evaluation-harness, without chat template.
+@contextmanager
+def harness(what: str, allow_download: bool) -> Iterator[None]:
+    """Within, lm-evaluation-harness can be used; it reaches the network only if that is allowed.
 
     Args:
-        folder: Hugging Face export.
-        max_length: tokens of prompt and answer; the harness cuts longer prompts at their start.
-        backend: what runs the model.
-        lengths: tokens; of the tasks that make their own prompts (`ruler`).
-        include_path: folder of further task definitions.
-        limit: documents a task; None: all.
-        tensor_parallel_size: GPUs that share a model in vLLM.
-
-    Returns:
-        `tasks` {task: {`metrics`: the harness's, `main`: the value of the task's metric, `stderr`: its
-        standard error (percent, or None), `shots`}}.
+        what: is going to be run, for messages.
 
     Raises:
-        InputError: lm-eval or vLLM is not installed, a task is unknown or its data are not there, or a folder
-            cannot be read.
+        InputError: the harness is not installed, or data are not there.
     """
-    lm_eval = _require("lm_eval", "pip install 'megatron-longrope2[eval]'")
-    if backend == "vllm":
-        _require("vllm", "pip install vllm, or use the transformers backend")
+    try:
+        import datasets.config
+        import huggingface_hub.constants
+        import lm_eval  # noqa: F401
+        import wonderwords  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{what}: {error}; pip install 'megatron-longrope2[eval]'") from error
+    # It explains itself at every task; what its models say, such as that a prompt was cut, is news.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.models").setLevel(logging.WARNING)
+    switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+    offline = {} if allow_download else dict.fromkeys(switches, "1")
+    try:
+        with (
+            mock.patch.dict(os.environ, offline),
+            # Both read the environment when they are imported.
+            mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", not allow_download),
+            mock.patch.object(datasets.config, "HF_HUB_OFFLINE", not allow_download),
+        ):
+            yield
+    except OSError as error:
+        raise InputError(
+            f"{what}: {str(error).splitlines()[0]}; its data are downloaded: add --allow-download where "
+            "there is a network, or set HF_HOME to a cache that has them"
+        ) from error
+
+
+def task_manager(subject: Subject, lengths: Sequence[int], **options: Any) -> Any:
+    """The harness's index of tasks; tasks that make their own prompts get the lengths, in tokens."""
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None and not Path(include_path).is_dir():
-        raise InputError(f"{include_path}: no such folder; give one with task definitions")
-    tokenizer = load_tokenizer(folder)
+    metadata = {"pretrained": subject.tokenizer.name_or_path, "max_seq_lengths": list(lengths)}
+    return TaskManager(metadata=metadata, **options)
+
+
+def open_for_harness(
+    checkpoint: CheckpointSettings, layout: LayoutSettings, settings: HarnessSettings
+) -> Subject:
+    """Load a checkpoint for the backend that was chosen.
+
+    Raises:
+        InputError: as `open_subject`.
+    """
+    if settings.backend == "transformers":
+        return open_subject(checkpoint, layout)
+    folder = checkpoint.folder
+
+    def language_model(max_length: int, batch_size: int | None) -> Any:
+        from megatron_longrope2.evaluation.hf_lm import vllm_language_model
+
+        return vllm_language_model(
+            folder, max_length, batch_size, layout.dtype, settings.tensor_parallel_size
+        )
+
+    return Subject(**windows(folder, None), tokenizer=load_tokenizer(folder), language_model=language_model)
+
+
+def measure_harness(subject: Subject, texts: TextSettings, settings: HarnessSettings) -> Measured:
+    """Run tasks of lm-evaluation-harness, without chat template.
+
+    Returns:
+        A result with `tasks` {task: {`metrics`: the harness's, `main`: the value of the task's metric,
+        `stderr`: its standard error (percent, or None), `shots`}}, `max_length` and `backend`.
+
+    Raises:
+        InputError: lm-eval or vLLM is not installed, a task is unknown or its data are not there.
+    """
+    tasks = _chosen(settings)
+    length = prompt_length(subject, settings)
+    if settings.include_path is not None and not settings.include_path.is_dir():
+        raise InputError(f"{settings.include_path}: no such folder; give one with task definitions")
+    tokenizer = subject.tokenizer
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise InputError(
-            f"{folder}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval needs; name one "
-            "in tokenizer_config.json"
+            f"{subject.checkpoint}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval "
+            "needs; name one in tokenizer_config.json"
         )
-    metadata = {"pretrained": str(folder), **({"max_seq_lengths": list(lengths)} if lengths else {})}
-    manager = TaskManager(include_path=str(include_path) if include_path else None, metadata=metadata)
-    unknown = [task.name for task in tasks if task.name not in manager.all_tasks]
-    if unknown:
-        raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
-    if backend == "vllm":
-        model = _vllm(folder, max_length, batch_size, dtype, tensor_parallel_size)
-    else:
-        model = _transformers(folder, tokenizer, max_length, batch_size, dtype)
-    results = {}
+    samples, lengths = settings.limit or RULER_SAMPLES, settings.lengths or (length,)
+    ruler = RulerTasks.of(subject, texts, samples, lengths, settings.allow_download)
+    results: dict[str, Any] = {}
+    with harness("lm-eval", settings.allow_download):
+        paths = str(settings.include_path) if settings.include_path else None
+        manager = task_manager(subject, ruler.lengths, include_path=paths)
+        unknown = [task.name for task in tasks if task.name not in manager.all_tasks]
+        if unknown:
+            raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+        model = subject.language_model(length, settings.batch_size)
     for task in tasks:
-        try:
-            found = lm_eval.simple_evaluate(
-                model=model, tasks=[task.name], num_fewshot=task.shots, task_manager=manager, limit=limit
-            )
-        except OSError as error:
-            raise InputError(
-                f"lm-eval: {task.name}: {str(error).splitlines()[0]}; the harness downloads a task's data: "
-                "run where there is a network, or with HF_HOME at a cache that has them"
-            ) from error
+        with harness(f"lm-eval: {task.name}", settings.allow_download):
+            found = _run(model, manager, task, ruler, settings.limit)
         metrics = {
             name: {key: value for key, value in values.items() if isinstance(value, int | float)}
-            for name, values in found["results"].items()
+            for name, values in found.items()
         }
         results[task.name] = {
             "metrics": metrics,
@@ -150,66 +170,67 @@ def run_harness(
             "stderr": _percent(task, f"{task.metric}_stderr", metrics),
             "shots": task.shots,
         }
-    return {"tasks": results, "max_length": max_length, "backend": backend}
+    lines = [f"{name}: {value['main']:.2f} %" for name, value in results.items() if value["main"] is not None]
+    result = {"tasks": results, "max_length": length, "backend": settings.backend}
+    return Measured(result, [], "\n".join(lines))
 
 
-def _vllm(
-    folder: str | Path, max_length: int, batch_size: int, dtype: torch.dtype, tensor_parallel_size: int
-) -> Any:
-    from lm_eval.models.vllm_causallms import VLLM
+def prompt_length(subject: Subject, settings: HarnessSettings) -> int:
+    """Tokens of prompt and answer: what was asked for, or the suite's, at most the target length.
 
-    return VLLM(
-        pretrained=str(folder),
-        max_model_len=max_length,
-        dtype=str(dtype).removeprefix("torch."),
-        batch_size=batch_size,
-        tensor_parallel_size=tensor_parallel_size,
+    Raises:
+        InputError: more than the target length; or vLLM would read the short suite with the rescaled RoPE.
+    """
+    target, original = subject.target_length, subject.original_length
+    length = settings.max_length or (min(SHORT_LENGTH, target) if settings.suite == "short" else target)
+    if length > target:
+        raise InputError(
+            f"--max-length: {length} tokens are longer than the target length of {target} of "
+            f"{subject.checkpoint}; use at most that"
+        )
+    if settings.backend == "vllm" and settings.suite == "short" and length > original:
+        raise InputError(
+            f"--max-length: with {length} tokens vLLM reads short prompts with the rescaled RoPE too; use "
+            f"--max-length {original}, the original length, or the transformers backend"
+        )
+    return length
+
+
+def _chosen(settings: HarnessSettings) -> tuple[HarnessTask, ...]:
+    if (settings.suite is None) == (settings.tasks is None):
+        raise InputError("--tasks: give either --tasks or --suite")
+    if settings.suite is not None:
+        return SUITES[settings.suite]
+    return tuple(HarnessTask(name, settings.shots, settings.metric) for name in settings.tasks or ())
+
+
+def _run(
+    model: Any, manager: Any, task: HarnessTask, ruler: RulerTasks, limit: int | None
+) -> Mapping[str, Any]:
+    """The harness's results of a task; of RULER's tasks on the samples of `ruler`."""
+    import lm_eval
+
+    specs: list[Any] = [task.name]
+    if task.name in (*TASKS, *RULER_GROUPS):
+        specs = ruler.load(manager, ruler.choose(None if task.name in RULER_GROUPS else [task.name]))
+        limit = None
+    found = lm_eval.simple_evaluate(
+        model=model,
+        tasks=specs,
+        num_fewshot=task.shots,
+        task_manager=manager,
+        limit=limit,
+        log_samples=False,
     )
+    # Only the first process of each machine is given results.
+    return found["results"] if found else {}
 
 
-def _transformers(
-    folder: str | Path, tokenizer: Any, max_length: int, batch_size: int, dtype: torch.dtype
-) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    model: Any = hf.load(folder, dtype=dtype)
-    model.to("cuda" if has_gpu() else "cpu")
-    factors = getattr(model.base_model.rotary_emb, "factors", None)
-
-    class OneWindowABatch(HFLM):
-        """The harness pads batches to be scored on the right, without a mask: a short text beside a long one
-        would be seen with the long window's RoPE."""
-
-        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:
-            results: list[Any] = [None] * len(requests)
-            by_window: dict[bool, list[int]] = {}
-            for number, (_, context, continuation) in enumerate(requests):
-                read = min(len(context) + len(continuation) - 1, self.max_length)
-                long = factors is not None and read > factors.original_length
-                by_window.setdefault(long, []).append(number)
-            for numbers in by_window.values():
-                scored = super()._loglikelihood_tokens([requests[n] for n in numbers], *args, **options)
-                for number, result in zip(numbers, scored, strict=True):
-                    results[number] = result
-            return results
-
-    return OneWindowABatch(
-        pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size
-    )
-
-
-def _percent(task: HarnessTask, metric: str | None, metrics: dict[str, dict[str, float]]) -> float | None:
+def _percent(
+    task: HarnessTask, metric: str | None, metrics: Mapping[str, Mapping[str, float]]
+) -> float | None:
     """A metric of the task, whatever filter the harness put behind its name."""
     for key, value in metrics.get(task.name, {}).items():
         if key.split(",")[0] == metric:
             return 100 * value
     return None
-
-
-def _require(module: str, mend: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{module}: not installed ({error}); {mend}") from error

@@ -7,11 +7,15 @@ from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.records import Measured
+from megatron_longrope2.evaluation.settings import NeedleSettings, TextSettings
+from megatron_longrope2.evaluation.subject import LoadedSubject
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import (
     Estimate,
     exponential_interval,
+    finite,
     mean_interval,
     paired_difference,
     proportion_interval,
@@ -86,11 +90,6 @@ class NeedleGrid:
         return proportion_interval(sum(score.exact for score in self.scores), len(self.scores))
 
     @property
-    def token_accuracy(self) -> float:
-        """Share of the answer tokens that are right."""
-        return sum(score.right for score in self.scores) / sum(score.tokens for score in self.scores)
-
-    @property
     def perplexity(self) -> float:
         """Perplexity of the answer tokens (infinite when it overflows)."""
         nll = sum(score.nll for score in self.scores) / sum(score.tokens for score in self.scores)
@@ -105,19 +104,23 @@ class NeedleGrid:
         """Accuracy [lengths, depths]."""
         return [[self.at(length, depth).accuracy for depth in self.depths] for length in self.lengths]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Summary by length and every sample's score; JSON-ready."""
-        by_length = {
+    def by_length(self) -> dict[str, dict[str, Any]]:
+        """Accuracy and perplexity at each length, with 95 % intervals; JSON-ready, None for infinity."""
+        return {
             str(length): {
                 "accuracy": part.accuracy,
                 "accuracy_ci95": list(part.accuracy_interval),
-                "perplexity": part.perplexity if part.perplexity < math.inf else None,
+                "perplexity": finite(part.perplexity),
+                "perplexity_ci95": [finite(end) for end in part.perplexity_interval],
                 "samples": len(part.scores),
             }
             for length in self.lengths
             for part in [self.at(length)]
         }
-        return {"by_length": by_length, "scores": [asdict(score) for score in self.scores]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary by length and every sample's score; JSON-ready."""
+        return {"by_length": self.by_length(), "scores": [asdict(score) for score in self.scores]}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], source: str = "needles") -> "NeedleGrid":
@@ -138,7 +141,6 @@ def measure_needles(
     lengths: Iterable[int],
     depths: Sequence[float],
     repetitions: int,
-    description: str = "needles",
 ) -> NeedleGrid:
     """Score `repetitions` needles at every length and depth.
 
@@ -151,7 +153,6 @@ def measure_needles(
         sampler: for evaluation, of held-out books and with `keys="held_out"`.
         lengths: tokens.
         depths: fractions of the text.
-        description: of the progress bar; none is shown if empty.
 
     Raises:
         InputError: no length, depth or repetition, or the books do not fit a length.
@@ -165,13 +166,31 @@ def measure_needles(
     if not places:
         raise InputError("needles: no length, depth or repetition; give at least one of each")
     samples = [Sample.from_needle(sampler.sample(index, length, depth)) for length, depth, index in places]
-    scores = scorer(samples, description=description)
+    scores = scorer(samples, description="needles")
     return NeedleGrid(
         tuple(
             NeedleScore(length, depth, index, float(s.nll.sum()), len(s.nll), int(s.correct.sum()))
             for (length, depth, index), s in zip(places, scores, strict=True)
         )
     )
+
+
+def measure_needle(subject: LoadedSubject, texts: TextSettings, settings: NeedleSettings) -> Measured:
+    """Needles with held-out keys over lengths and depths.
+
+    Raises:
+        InputError: as `Subject.books` and `measure_needles`.
+    """
+    beyond = subject.beyond_window(settings.lengths)
+    depths = [place / max(settings.depths - 1, 1) for place in range(settings.depths)]
+    sampler = NeedleSampler(subject.tokenizer, subject.books(texts), seed=texts.seed, keys="held_out")
+    grid = measure_needles(subject.scorer, sampler, settings.lengths, depths, settings.repetitions)
+    lines = [
+        f"needles at {length} tokens: {part.accuracy:.1%} right, perplexity {part.perplexity:.4g}"
+        for length in grid.lengths
+        for part in [grid.at(length)]
+    ]
+    return Measured(grid.to_dict(), beyond, "\n".join(lines))
 
 
 def compare_needles(grid: NeedleGrid, baseline: NeedleGrid) -> Estimate:

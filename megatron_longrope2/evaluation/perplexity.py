@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.evaluation.records import Measured
+from megatron_longrope2.evaluation.settings import PerplexitySettings, TextSettings
+from megatron_longrope2.evaluation.subject import LoadedSubject
+from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.scoring.scorer import Scorer
-from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
-
-STRIDE = 256
-"""Tokens between two sliding windows (Chen et al. 2023, Position Interpolation, section 3.3)."""
+from megatron_longrope2.statistics import (
+    Estimate,
+    exponential_interval,
+    finite,
+    mean_interval,
+    paired_difference,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class Perplexity:
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
 
+    @classmethod
+    def of_tokens(cls, texts: Sequence[Tensor]) -> "Perplexity":
+        """From the negative log-likelihoods of each text's tokens, nats [n]."""
+        return cls(tuple(float(text.double().sum()) for text in texts), tuple(map(len, texts)))
+
     @property
     def value(self) -> float:
         """Perplexity over all tokens (infinite when it overflows)."""
@@ -41,44 +52,69 @@ class Perplexity:
         """Mean negative log-likelihood of each text, nats a token."""
         return [nll / tokens for nll, tokens in zip(self.nll, self.tokens, strict=True)]
 
-    def interval(self) -> Estimate:
-        """Mean over texts of the negative log-likelihood per token, with its 95 % interval."""
-        return mean_interval(self.per_token)
-
     def difference(self, baseline: "Perplexity") -> Estimate:
         """Paired difference, self minus baseline, of nats a token over the same texts."""
         return paired_difference(self.per_token, baseline.per_token)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `ci95` is the perplexity's interval over texts, null where it is unbounded."""
-        value = self.value if self.value < math.inf else None
-        interval = exponential_interval(self.interval())
+        interval = exponential_interval(mean_interval(self.per_token))
         return {
-            "perplexity": value,
+            "perplexity": finite(self.value),
             "ci95": list(interval) if max(interval) < math.inf else None,
             "nll": list(self.nll),
             "tokens": list(self.tokens),
         }
 
 
-def text_perplexity(scorer: Scorer, texts: Sequence[Sample], description: str = "perplexity") -> Perplexity:
-    """Perplexity of texts, each seen alone from its first token.
+def measure_perplexity(subject: LoadedSubject, texts: TextSettings, settings: PerplexitySettings) -> Measured:
+    """Perplexity of texts of the original length, of long ones by position, and by sliding windows.
+
+    Returns:
+        A result with `short`, `positions` [{`start`, `end`, ...}] and `sliding` [{`window`, ...}].
+
+    Raises:
+        InputError: as `Subject.books`, `document_samples` and `sliding_perplexity`.
+    """
+    original, long = subject.original_length, settings.long_length or subject.target_length
+    beyond = subject.beyond_window([*([long] if settings.long_texts else []), *settings.windows])
+    books = subject.books(texts)
+    result: dict[str, Any] = {"short": None, "positions": [], "sliding": []}
+    lines = []
+    if settings.short_texts:
+        samples = document_samples(subject.tokenizer, books, settings.short_texts, original, texts.seed)
+        short = text_perplexity(subject.scorer, samples)
+        result["short"] = short.to_dict()
+        lines.append(f"short window, {original} tokens: {short.value:.3f}")
+    if settings.long_texts:
+        samples = document_samples(subject.tokenizer, books, settings.long_texts, long, texts.seed)
+        buckets = position_perplexity(subject.scorer, samples, octave_edges(original, long))
+        for (start, end), measured in buckets.items():
+            result["positions"].append({"start": start, "end": end, **measured.to_dict()})
+            lines.append(f"positions {start}-{end}: {measured.value:.3f}")
+    if settings.windows:
+        documents = [torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"]) for book in books]
+        for window in settings.windows:
+            measured = sliding_perplexity(subject.scorer, documents, window, settings.stride)
+            result["sliding"].append({"window": window, **measured.to_dict()})
+            lines.append(f"sliding window of {window}: {measured.value:.3f}")
+    return Measured(result, beyond, "\n".join(lines))
+
+
+def text_perplexity(scorer: Scorer, texts: Sequence[Sample]) -> Perplexity:
+    """Perplexity of texts, each read alone from its first token.
 
     With texts of at most the original length this is the short window's perplexity: the original RoPE
     applies.
 
     Args:
         texts: for example `scoring.samples.document_samples(tokenizer, books, count, length, seed)`.
-        description: of the progress bar; none is shown if empty.
     """
-    scores = scorer(texts, description=description)
-    return Perplexity(
-        tuple(float(score.nll.double().sum()) for score in scores), tuple(len(score.nll) for score in scores)
-    )
+    return Perplexity.of_tokens([score.nll for score in scorer(texts, description="perplexity")])
 
 
 def position_perplexity(
-    scorer: Scorer, texts: Sequence[Sample], edges: Sequence[int], description: str = "perplexity by position"
+    scorer: Scorer, texts: Sequence[Sample], edges: Sequence[int]
 ) -> dict[tuple[int, int], Perplexity]:
     """Perplexity of long documents by the position of the predicted token.
 
@@ -90,7 +126,7 @@ def position_perplexity(
     Returns:
         A perplexity for each bucket (start, end); one that no text reaches is left out.
     """
-    scores = scorer(texts, description=description)
+    scores = scorer(texts, description="perplexity by position")
     result = {}
     for start, end in pairwise(edges):
         parts = []
@@ -100,9 +136,7 @@ def position_perplexity(
             if len(chosen):
                 parts.append(chosen)
         if parts:
-            result[start, end] = Perplexity(
-                tuple(float(part.double().sum()) for part in parts), tuple(len(part) for part in parts)
-            )
+            result[start, end] = Perplexity.of_tokens(parts)
     return result
 
 
@@ -115,15 +149,9 @@ def octave_edges(original_length: int, length: int) -> list[int]:
     return [edge for edge in edges if edge < length] + [length]
 
 
-def sliding_perplexity(
-    scorer: Scorer,
-    documents: Sequence[Tensor],
-    window: int,
-    stride: int = STRIDE,
-    description: str = "sliding window",
-) -> Perplexity:
-    """Perplexity by a sliding window, as published for Position Interpolation (Press et al. 2022 with stride
-    256).
+def sliding_perplexity(scorer: Scorer, documents: Sequence[Tensor], window: int, stride: int) -> Perplexity:
+    """Perplexity by a sliding window (Press et al. 2022; with a stride of 256 as published for Position
+    Interpolation, Chen et al. 2023, section 3.3).
 
     A window of `window` tokens moves on by `stride`; each token is scored once, in the first window that
     holds it: after the first window a token has at least `window - stride` tokens before it. A document's
@@ -153,10 +181,8 @@ def sliding_perplexity(
         raise InputError(
             f"documents: the longest has {longest} tokens, a window needs {window}; give longer ones"
         )
-    scores = scorer(samples, description=description)
-    texts = sorted(set(owners))
-    sums, counts = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0)
+    scores = scorer(samples, description="sliding window")
+    by_document: dict[int, list[Tensor]] = {}
     for owner, score in zip(owners, scores, strict=True):
-        sums[owner] += float(score.nll.double().sum())
-        counts[owner] += len(score.nll)
-    return Perplexity(tuple(sums.values()), tuple(counts.values()))
+        by_document.setdefault(owner, []).append(score.nll)
+    return Perplexity.of_tokens([torch.cat(parts) for parts in by_document.values()])

@@ -1,8 +1,8 @@
-"""Pictures of evaluations: needles by length and depth, short against long scores, scores by method and
-length."""
+"""Pictures of evaluations: needles by length and depth, values by length, short against long."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,11 +14,77 @@ from matplotlib.ticker import LogFormatter
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid
+from megatron_longrope2.evaluation.records import Records
 from megatron_longrope2.rope.plots import save_figure
 
+# Heat maps side by side, at most.
 COLUMNS = 4
-"""Heat maps side by side, at most."""
 MARKERS = "osD^vP*X<>"
+# Length in tokens -> value and the two ends of its interval; None stands for infinity.
+Curve = Mapping[int, tuple[float | None, Sequence[float | None]]]
+
+
+def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records], folder: Path) -> list[Path]:
+    """Draw what was measured; returns the files' paths.
+
+    Args:
+        report: from `report.build_report`.
+        checkpoints: what it was built from.
+        folder: gets `needles.png` (LongRoPE2, Figure 6), `needle_accuracy.png`, `needle_perplexity.png`,
+            `ruler.png`, `perplexity.png` and `short_long.png`.
+    """
+    originals = {about["original_length"] for about in report["checkpoints"].values()}
+    original = originals.pop() if len(originals) == 1 else None
+    paths: list[Path] = []
+
+    def draw(
+        name: str, plot: Callable[..., None], values: Mapping[str, Any], *rest: Any, **options: Any
+    ) -> None:
+        if values:
+            paths.append(folder / f"{name}.png")
+            plot(values, paths[-1], *rest, **options)
+
+    def curves(kind: str, field: str) -> dict[str, Curve]:
+        return {
+            name: {int(n): (value, found[f"{field}_ci95"][n]) for n, value in found[field].items()}
+            for name, found in report[kind].items()
+        }
+
+    grids = {
+        name: NeedleGrid.from_dict(dict(records["needle"]["result"]))
+        for name, records in checkpoints.items()
+        if "needle" in records
+    }
+    draw("needles", plot_needles, grids, original)
+    shares = curves("needle", "accuracy")
+    draw("needle_accuracy", plot_curves, shares, "needles found (share)", original, top=1.05)
+    draw(
+        "needle_perplexity",
+        plot_curves,
+        curves("needle", "perplexity"),
+        "needle perplexity",
+        original,
+        log=True,
+    )
+    draw("ruler", plot_curves, curves("ruler", "average"), "RULER average (%)", original, top=105)
+    positions = {
+        name: {
+            (part["start"] + part["end"]) // 2: (part["perplexity"], part["ci95"] or ())
+            for part in found["positions"]
+        }
+        for name, found in report["perplexity"].items()
+        if found["positions"]
+    }
+    label = "position of the predicted token (middle of its bucket)"
+    draw("perplexity", plot_curves, positions, "text perplexity", original, log=True, xlabel=label)
+    both = {
+        name: (found["short"]["perplexity"], shares[name][max(shares[name])][0])
+        for name, found in report["perplexity"].items()
+        if found["short"] and name in shares
+    }
+    labels = ("text perplexity in the original window", "needles found at the longest length (share)")
+    draw("short_long", plot_short_against_long, both, labels)
+    return paths
 
 
 def plot_needles(
@@ -95,74 +161,44 @@ def plot_short_against_long(
     save_figure(figure, path)
 
 
-def plot_bars(
-    values: Mapping[str, Mapping[str, float]],
-    path: str | Path,
-    ylabel: str,
-    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-    top: float | None = None,
-) -> None:
-    """Grouped bars: one group a category (a length, a window), one bar in it a method.
-
-    Args:
-        values: method -> category -> value; a method may lack a category, and infinite values are not drawn.
-        path: image to write.
-        ylabel: what the values are, with their unit.
-        intervals: method -> category -> (low, high), drawn as error bars where given.
-        top: of the axis; default: what the values need.
-    """
-    categories = list(dict.fromkeys(category for by_category in values.values() for category in by_category))
-    bars = len(categories) * len(values)
-    figure, axes = plt.subplots(figsize=(max(6.5, 0.25 * bars + 3), 4), layout="constrained")
-    width = 0.8 / len(values)
-    for number, (method, by_category) in enumerate(values.items()):
-        places, heights, errors = [], [], []
-        for place, category in enumerate(categories):
-            value = by_category.get(category)
-            if value is None or not np.isfinite(value):
-                continue
-            low, high = (intervals or {}).get(method, {}).get(category, (value, value))
-            places.append(place + (number - (len(values) - 1) / 2) * width)
-            heights.append(value)
-            errors.append((max(value - low, 0), max(high - value, 0)))
-        yerr = np.array(errors).T if intervals and errors else None
-        axes.bar(places, heights, width * 0.95, yerr=yerr, capsize=1.5, error_kw={"lw": 0.8}, label=method)
-    axes.set_xticks(range(len(categories)), categories)
-    axes.set_ylabel(ylabel)
-    axes.set_ylim(0, top)
-    axes.grid(axis="y", alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
-    save_figure(figure, path)
-
-
-def plot_lines(
-    values: Mapping[str, Mapping[int, float]],
+def plot_curves(
+    curves: Mapping[str, Curve],
     path: str | Path,
     ylabel: str,
     original_length: int | None = None,
+    *,
     log: bool = False,
+    top: float | None = None,
     xlabel: str = "length (tokens)",
 ) -> None:
-    """A value by length in tokens (or position), one line a method; the length axis is logarithmic.
+    """Values with their intervals by length or position, a line for each checkpoint.
 
     Args:
-        values: method -> length -> value.
+        curves: name -> values; infinite ones, and infinite ends of intervals, are not drawn.
         path: image to write.
         ylabel: what the values are, with their unit.
         original_length: tokens; marked by a vertical line.
-        log: logarithmic values.
+        log: whether the values' axis is logarithmic too.
+        top: of the values' axis, which then begins at 0.
         xlabel: what the lengths are.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for (method, by_length), marker in zip(values.items(), MARKERS * len(values), strict=False):
-        lengths: Sequence[int] = sorted(by_length)
-        axes.plot(lengths, [by_length[n] for n in lengths], marker=marker, markersize=4, label=method)
+    for (name, curve), marker in zip(curves.items(), MARKERS * len(curves), strict=False):
+        lengths = sorted(curve)
+        values = np.array([curve[length][0] for length in lengths], dtype=float)
+        ends = np.array([tuple(curve[length][1]) or (None, None) for length in lengths], dtype=float).T
+        ends = np.where(np.isfinite(ends).all(0), ends, values)
+        errors = np.maximum([values - ends[0], ends[1] - values], 0)
+        style: dict[str, Any] = {"marker": marker, "markersize": 4, "elinewidth": 0.8, "capsize": 1.5}
+        axes.errorbar(lengths, values, errors, label=name, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter())
+    if top is not None:
+        axes.set_ylim(0, top)
     if original_length is not None:
         axes.axvline(original_length, color="black", linewidth=1, linestyle="--", label="original length")
     axes.set_xlabel(xlabel)

@@ -1,93 +1,61 @@
 """Result files: what was measured, on what, how, and with which versions."""
 
-import platform
-import shlex
-import sys
+import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from megatron_longrope2 import __version__
-from megatron_longrope2.device import has_gpu
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.subject import Subject
 from megatron_longrope2.files import read_json, write_json
-from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
+from megatron_longrope2.provenance import provenance
 
-FORMAT = "longrope2-evaluation/1"
+FORMAT = "longrope2-evaluation/2"
 KINDS = ("needle", "perplexity", "ruler", "lm_eval")
+# A checkpoint's records by kind, as `read_records` gives them.
 Records = Mapping[str, Mapping[str, Any]]
-"""A checkpoint's records by kind, as `read_records` gives them."""
-PACKAGES = ("torch", "megatron-core", "transformers", "numpy", "lm_eval")
 
 
-def provenance() -> dict[str, Any]:
-    """Command, versions and device of this process."""
-    versions = {"megatron_longrope2": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "command": shlex.join(sys.argv),
-        "versions": versions,
-        "device": torch.cuda.get_device_name() if has_gpu() else platform.processor() or platform.machine(),
-    }
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement adds to its record.
 
-
-def describe(subject: Subject, beyond: Sequence[int]) -> dict[str, Any]:
-    """What a record says of its checkpoint; `beyond` are the lengths outside its window."""
-    return {
-        "checkpoint": subject.source,
-        "method": subject.method,
-        "original_length": subject.original_length,
-        "target_length": subject.target_length,
-        "beyond_window": list(beyond),
-    }
-
-
-def describe_folder(folder: str | Path) -> dict[str, Any]:
-    """`describe` for a Hugging Face folder whose model is not loaded here.
-
-    Raises:
-        InputError: config.json cannot be read.
+    Attributes:
+        result: the numbers.
+        beyond: lengths outside the checkpoint's window, tokens.
+        summary: a few lines for the screen.
     """
-    config = read_hf_config(folder)
-    factors = factors_from_hf(config, str(folder))
-    window = int(config["max_position_embeddings"])
-    return {
-        "checkpoint": str(folder),
-        "method": factors.method if factors else "none",
-        "original_length": factors.original_length if factors else window,
-        "target_length": factors.target_length if factors else window,
-        "beyond_window": [],
-    }
+
+    result: dict[str, Any]
+    beyond: list[int]
+    summary: str
 
 
 def write_record(
-    folder: str | Path,
+    folder: Path,
     kind: str,
-    subject: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    result: Mapping[str, Any],
+    about: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    measured: Measured,
     seconds: float,
 ) -> Path:
     """Write `folder`/`kind`.json whole.
 
     Args:
         kind: one of KINDS.
-        subject: from `describe`.
-        settings: what decided the result besides the checkpoint (seed, lengths, ...).
+        about: the checkpoint, from `Subject.about`.
+        asked: what the user asked for, from `as_json`.
         seconds: wall-clock time.
     """
-    path = Path(folder) / f"{kind}.json"
-    record = {"format": FORMAT, "kind": kind, **subject, "settings": dict(settings), "seconds": seconds}
-    write_json(path, {**record, **provenance(), "result": dict(result)})
+    path = folder / f"{kind}.json"
+    record = {"format": FORMAT, "kind": kind, **about, "beyond_window": measured.beyond, **asked}
+    write_json(path, {**record, "seconds": seconds, **provenance(), "result": measured.result})
     return path
+
+
+def as_json(value: Any) -> Any:
+    """The value as a JSON file gives it back: tuples as lists, paths as strings."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -109,3 +77,27 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
         names = ", ".join(f"{kind}.json" for kind in KINDS)
         raise InputError(f"{folder}: no results there ({names}); give a folder that an evaluation wrote")
     return records
+
+
+def read_named(results: Sequence[str]) -> dict[str, Records]:
+    """The records of several folders, by name.
+
+    Args:
+        results: NAME=DIR each.
+
+    Raises:
+        InputError: one is something else, a name comes twice, there is none, or as `read_records`.
+    """
+    found: dict[str, Records] = {}
+    for pair in results:
+        name, separator, folder = pair.partition("=")
+        if not separator or not name:
+            raise InputError(
+                f"{pair}: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
+            )
+        if name in found:
+            raise InputError(f"{pair}: {name} is given twice; give each checkpoint a name of its own")
+        found[name] = read_records(folder)
+    if not found:
+        raise InputError("report: no results; give at least one NAME=DIR")
+    return found

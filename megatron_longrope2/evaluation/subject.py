@@ -1,166 +1,188 @@
 """A checkpoint under evaluation, Megatron's or Hugging Face's, behind one interface."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2 import device, hf
+from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.prompts import check_prompts
-from megatron_longrope2.evaluation.ruler.run import Generate
+from megatron_longrope2.evaluation.checks import check_encodes, check_prompts
+from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings, TextSettings
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.rope.hf import read_hf_config
+from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
 from megatron_longrope2.scoring.hugging_face import HFScorer
 from megatron_longrope2.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
+# Target length, tokens, of a checkpoint without rescaled RoPE.
 UNLIMITED = 2**40
-"""Target length, tokens, of a checkpoint without rescaled RoPE."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What measurements need to know of a checkpoint.
+    """A checkpoint as lm-evaluation-harness measures it. In a job of several processes all of them do.
 
     Attributes:
-        source: its folder.
+        checkpoint: its folder.
         method: of its RoPE factors; "none" where it is not rescaled.
         original_length: pre-trained window, tokens.
         target_length: extended window, tokens; the original length where it is not rescaled.
         tokenizer: its own.
-        scorer: token scores.
-        generate: greedy generation.
-        writes: whether this process writes results (one of a job does).
+        language_model: what the harness calls a model, from the longest prompt with its answer, in tokens,
+            and the number of documents at once (None: as many as fit into the free memory).
     """
 
-    source: str
+    checkpoint: str
     method: str
     original_length: int
     target_length: int
     tokenizer: PreTrainedTokenizerFast
-    scorer: Scorer
-    generate: Generate
-    writes: bool = True
+    language_model: Callable[[int, int | None], Any]
+
+    def about(self) -> dict[str, Any]:
+        """What records say of it."""
+        return {
+            key: getattr(self, key) for key in ("checkpoint", "method", "original_length", "target_length")
+        }
 
     def beyond_window(self, lengths: Sequence[int]) -> list[int]:
         """Those of the lengths that a checkpoint without rescaled RoPE was not made for; a warning says so.
 
         Raises:
-            InputError: a rescaled one's target length is passed.
+            InputError: a length exceeds the target length of a rescaled one.
         """
         beyond = [length for length in lengths if length > self.target_length]
         if beyond and self.method != "none":
             raise InputError(
-                f"{self.source}: length: {beyond[0]} tokens are longer than the target length of "
+                f"{self.checkpoint}: length: {beyond[0]} tokens are longer than the target length of "
                 f"{self.target_length}; use at most that, or factors for a longer target"
             )
-        if beyond and self.writes:
+        if beyond and device.is_first_process():
             logger.warning(
                 "%s: not extended (RoPE factors: %s): lengths %s are beyond its window of %s tokens",
-                self.source,
+                self.checkpoint,
                 self.method,
                 ", ".join(map(str, beyond)),
                 self.target_length,
             )
         return beyond
 
+    def books(self, texts: TextSettings) -> list[Document]:
+        """The books that were given.
 
-def open_megatron(
-    load_dir: str | Path,
-    *,
-    rope_factors: str | Path | None = None,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
-    context_parallel_size: int = 1,
-    dtype: torch.dtype = torch.float32,
-) -> Subject:
-    """A Megatron checkpoint, in place of an earlier one; under torchrun every process calls it.
+        Raises:
+            InputError: there are none, or the tokenizer cannot encode them.
+        """
+        if texts.books is None:
+            raise InputError("--books: not given; give texts that the model was not trained on")
+        books = read_books(texts.books)
+        for book in books:
+            check_encodes(self.tokenizer, book.text[:2000])
+        return books
+
+
+@dataclass(frozen=True)
+class LoadedSubject(Subject):
+    """A checkpoint whose model is here.
+
+    Attributes:
+        scorer: scores tokens.
+        generate: greedy generation: prompts and a number of new tokens, to the new tokens of each prompt.
+    """
+
+    scorer: Scorer
+    generate: Callable[[Sequence[Sequence[int]], int], list[list[int]]]
+
+
+def open_subject(checkpoint: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
+    """Load a checkpoint, in place of the one before; under torchrun every process calls it.
 
     Raises:
-        InputError: as `load_model`.
+        InputError: as `load_model` and `hf.load`, or a Hugging Face folder is to be split.
     """
+    return (_open_hf if checkpoint.folder == checkpoint.hf_dir else _open_megatron)(checkpoint, layout)
+
+
+def windows(folder: Path, factors: RopeFactors | None) -> dict[str, Any]:
+    """The first four fields of a `Subject`: of its factors or, without any, of a Hugging Face folder.
+
+    Raises:
+        InputError: config.json cannot be read.
+    """
+    factors = factors or factors_from_hf(read_hf_config(folder), str(folder))
+    if factors is not None and factors.method != "none":
+        method, original, target = factors.method, factors.original_length, factors.target_length
+    else:
+        window = factors.original_length if factors else read_hf_config(folder)["max_position_embeddings"]
+        method, original, target = "none", int(window), int(window)
+    return {
+        "checkpoint": str(folder),
+        "method": method,
+        "original_length": original,
+        "target_length": target,
+    }
+
+
+def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
     device.install()
     from megatron_longrope2.evaluation.generation import generate
     from megatron_longrope2.model.loading import load_model, unload_model
     from megatron_longrope2.scoring.megatron import MegatronScorer
 
     unload_model()
-    model = load_model(
-        load_dir,
-        rope_factors=rope_factors,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-        context_parallel_size=context_parallel_size,
-        params_dtype=dtype,
-    )
+    sizes = asdict(layout)
+    dtype = getattr(torch, sizes.pop("dtype"))
+    model = load_model(settings.folder, rope_factors=settings.rope_factors, params_dtype=dtype, **sizes)
     tokenizer: Any = model.tokenizer()
-
-    def greedy(prompts: Sequence[Sequence[int]], new_tokens: int, description: str) -> list[list[int]]:
-        stop = tokenizer.eos_token_id
-        rows = generate(model, prompts, new_tokens, stop_token=stop, description=description)
-        return [row.tokens for row in rows]
-
-    factors = model.factors
-    rescaled = factors.method != "none"
-    if not rescaled:
+    if model.factors.method == "none":
         # Its stated target is arbitrary: `beyond_window` warns, and generation goes on.
-        model.set_factors(replace(factors, target_length=UNLIMITED))
-    return Subject(
-        source=str(load_dir),
-        method=factors.method,
-        original_length=factors.original_length,
-        target_length=factors.target_length if rescaled else factors.original_length,
-        tokenizer=tokenizer,
-        scorer=MegatronScorer(model),
-        generate=greedy,
-        writes=torch.distributed.get_rank() == 0,
+        model.set_factors(replace(model.factors, target_length=UNLIMITED))
+
+    def greedy(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        return generate(model, prompts, new_tokens, finished=lambda new: new[-1] == tokenizer.eos_token_id)
+
+    def language_model(max_length: int, batch_size: int | None) -> Any:
+        from megatron_longrope2.evaluation.megatron_lm import MegatronLM
+
+        return MegatronLM(model, tokenizer, max_length, batch_size)
+
+    about = {**windows(settings.folder, model.factors), "tokenizer": tokenizer}
+    return LoadedSubject(
+        **about, language_model=language_model, scorer=MegatronScorer(model), generate=greedy
     )
 
 
-def open_hf(
-    folder: str | Path, *, rope_factors: str | Path | None = None, dtype: torch.dtype = torch.float32
-) -> Subject:
-    """A Hugging Face model folder, on the GPU if there is one; with our RoPE switch where it is rescaled.
-
-    Raises:
-        InputError: as `hf.load`.
-    """
-    where = "cuda" if device.has_gpu() else "cpu"
-    model: PreTrainedModel = hf.load(folder, rope_factors, dtype=dtype).to(where).eval()
+def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
+    folder = settings.folder
+    if layout != type(layout)(dtype=layout.dtype):
+        raise InputError(f"{folder}: only Megatron checkpoints are split; leave the parallel sizes at 1")
+    model = hf.load(folder, settings.rope_factors, dtype=getattr(torch, layout.dtype))
+    model.to("cuda" if device.has_gpu() else "cpu").eval()
     tokenizer = load_tokenizer(folder)
     factors: RopeFactors | None = getattr(model.base_model.rotary_emb, "factors", None)
-    window = int(read_hf_config(folder)["max_position_embeddings"])
 
-    @torch.no_grad()
-    def greedy(prompts: Sequence[Sequence[int]], new_tokens: int, description: str) -> list[list[int]]:
+    def greedy(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         check_prompts(prompts, new_tokens, factors.target_length if factors else UNLIMITED)
         rows = []
-        for prompt in tqdm(prompts, desc=description, unit="prompt", disable=not description):
-            inputs = torch.tensor([prompt], device=where)
-            output = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.eos_token_id or 0,
-            )
+        for prompt in prompts:
+            inputs = torch.tensor([prompt], device=model.device)
+            options = {"attention_mask": torch.ones_like(inputs), "pad_token_id": tokenizer.eos_token_id or 0}
+            output = model.generate(inputs, max_new_tokens=new_tokens, do_sample=False, **options)
             rows.append(output[0, len(prompt) :].tolist())
         return rows
 
-    return Subject(
-        source=str(folder),
-        method=factors.method if factors else "none",
-        original_length=factors.original_length if factors else window,
-        target_length=factors.target_length if factors else window,
-        tokenizer=tokenizer,
-        scorer=HFScorer(model),
-        generate=greedy,
-    )
+    def language_model(max_length: int, batch_size: int | None) -> Any:
+        from megatron_longrope2.evaluation.hf_lm import OneWindowABatch
+
+        return OneWindowABatch(model, tokenizer, max_length, batch_size or 1)
+
+    about = {**windows(folder, factors), "tokenizer": tokenizer}
+    return LoadedSubject(**about, language_model=language_model, scorer=HFScorer(model), generate=greedy)

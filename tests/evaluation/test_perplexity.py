@@ -45,9 +45,7 @@ def text(length: int) -> Sample:
 
 def test_sliding_window_scores_every_token_once_with_a_full_context() -> None:
     recorder = Recorder()
-    result = sliding_perplexity(
-        recorder, [torch.arange(300), torch.arange(99), torch.arange(100)], 100, 40, ""
-    )
+    result = sliding_perplexity(recorder, [torch.arange(300), torch.arange(99), torch.arange(100)], 100, 40)
     first, second = recorder.scored[:-1], recorder.scored[-1]
     assert [id for ids in first for id in ids] == list(range(1, 300))
     assert second == list(range(1, 100))
@@ -58,7 +56,7 @@ def test_sliding_window_scores_every_token_once_with_a_full_context() -> None:
 
 
 def test_buckets_share_out_the_positions() -> None:
-    buckets = position_perplexity(Recorder(), [text(300), text(120)], (1, 100, 200, 400), "")
+    buckets = position_perplexity(Recorder(), [text(300), text(120)], (1, 100, 200, 400))
     assert {edges: value.tokens for edges, value in buckets.items()} == {
         (1, 100): (99, 99),
         (100, 200): (100, 20),
@@ -68,7 +66,7 @@ def test_buckets_share_out_the_positions() -> None:
 
 
 def test_a_bucket_beyond_all_texts_is_left_out() -> None:
-    assert list(position_perplexity(Recorder(), [text(50)], (1, 100, 200), "")) == [(1, 100)]
+    assert list(position_perplexity(Recorder(), [text(50)], (1, 100, 200))) == [(1, 100)]
 
 
 def test_octaves_end_at_the_length() -> None:
@@ -78,7 +76,7 @@ def test_octaves_end_at_the_length() -> None:
 
 
 def test_perplexity_weighs_tokens_and_compares_texts() -> None:
-    result = text_perplexity(Recorder(), [text(3), text(5)], "")
+    result = text_perplexity(Recorder(), [text(3), text(5)])
     assert result.value == pytest.approx(math.exp((1 + 2 + 1 + 2 + 3 + 4) / 1000 / 6))
     worse = Perplexity(tuple(nll + 0.1 * n for nll, n in zip(result.nll, result.tokens, strict=True)), (2, 4))
     difference = worse.difference(result)
@@ -93,4 +91,4 @@ def test_perplexity_weighs_tokens_and_compares_texts() -> None:
 )
 def test_refusals(window: int, stride: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        sliding_perplexity(Recorder(), [torch.arange(300)], window, stride, "")
+        sliding_perplexity(Recorder(), [torch.arange(300)], window, stride)

@@ -1,6 +1,5 @@
 """The pictures are drawn from what was measured, also from incomplete measurements."""
 
-import math
 from pathlib import Path
 
 import matplotlib.image
@@ -8,7 +7,7 @@ import pytest
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import NeedleGrid, NeedleScore
-from megatron_longrope2.evaluation.plots import plot_bars, plot_lines, plot_needles, plot_short_against_long
+from megatron_longrope2.evaluation.plots import plot_curves, plot_needles, plot_short_against_long
 
 
 def grid(right: bool) -> NeedleGrid:
@@ -37,13 +36,13 @@ def test_no_grid_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_infinite_values_are_left_out(tmp_path: Path) -> None:
-    plot_bars({"a": {"64": 1.0, "256": math.inf}, "b": {"256": 2.0}}, tmp_path / "bars.png", "perplexity")
-    plot_bars({"a": {"64": 0.5}}, tmp_path / "ci.png", "accuracy", {"a": {"64": (0.4, 0.7)}})
-    plot_lines({"a": {64: 1.0, 256: 3.0}}, tmp_path / "lines.png", "perplexity", 64, log=True)
+    curves = {"a": {64: (1.0, (0.5, None)), 256: (None, (None, None))}, "b": {256: (2.0, ())}}
+    plot_curves(curves, tmp_path / "log.png", "perplexity", 64, log=True)
+    plot_curves({"a": {64: (0.5, (0.4, 0.7))}}, tmp_path / "ci.png", "accuracy", top=1.0)
     plot_short_against_long({"a": (1.0, 2.0), "b": (2.0, 1.0)}, tmp_path / "trade.png")
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot write a \.xyz picture"):
-        plot_bars({"a": {"64": 0.5}}, tmp_path / "bars.xyz", "accuracy")
+    with pytest.raises(InputError, match="Format 'xyz' is not supported"):
+        plot_curves({"a": {64: (0.5, ())}}, tmp_path / "curves.xyz", "accuracy")

@@ -15,32 +15,10 @@ from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION
 from megatron_longrope2.rope import RopeFactors, make_factors
 from megatron_longrope2.rope.hf import factors_to_hf
 
-ORIGINAL, TARGET = 64, 256
-WORDS = [
-    "the",
-    "and",
-    "of",
-    "that",
-    "to",
-    "in",
-    "he",
-    "shall",
-    "unto",
-    "for",
-    "lord",
-    "his",
-    "them",
-    "with",
-    "is",
-    "be",
-    "not",
-    "it",
-    "they",
-    "thou",
-    "all",
-    "thy",
-    "which",
-]
+ORIGINAL, TARGET, LONG = 64, 256, 2048
+WORDS = (
+    "the and of that to in he shall unto for lord his them with is be not it they thou all thy which"
+).split()
 
 
 def factors() -> RopeFactors:
@@ -48,6 +26,11 @@ def factors() -> RopeFactors:
     return make_factors(
         "ntk", rope_base=10000.0, rotary_dim=16, original_length=ORIGINAL, target_length=TARGET
     )
+
+
+def long_factors() -> RopeFactors:
+    """For texts as long as RULER's."""
+    return make_factors("pi", rope_base=10000.0, rotary_dim=16, original_length=ORIGINAL, target_length=LONG)
 
 
 def write_books(folder: Path, count: int = 4, words: int = 900) -> Path:

@@ -12,12 +12,16 @@ device.install()
 import torch
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.generation import Sampling, generate
+from megatron_longrope2.evaluation.generation import generate, greedy, sampling
+from megatron_longrope2.evaluation.megatron_lm import MegatronLM
+from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings
+from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
+from tests.evaluation.harness_tasks import TASKS, ruler, run_tasks, small_harness
 from tests.evaluation.measure import measure_all
-from tests.evaluation.tiny_llama import factors, prompts
+from tests.evaluation.tiny_llama import TARGET, factors, prompts
 
 
 def scores(model: LoadedModel, books: Path) -> dict[str, Any]:
@@ -32,15 +36,21 @@ def scores(model: LoadedModel, books: Path) -> dict[str, Any]:
 
 
 def generation(model: LoadedModel) -> dict[str, Any]:
-    rows = generate(model, prompts(), 12, return_logits=True)
-    sampling = Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
-    sampled = generate(model, prompts(), 12, sampling=sampling)
+    steps: list[list[list[float]]] = []
+
+    def recorded(logits: torch.Tensor) -> torch.Tensor:
+        steps.append(logits.tolist())
+        return greedy(logits)
+
+    rows = generate(model, prompts(), 12, choose=recorded, batch_size=1)
+    stop = rows[1][3]
     return {
-        "tokens": [row.tokens for row in rows],
-        "logits": [row.logits.tolist() for row in rows if row.logits is not None],
-        "stopped": generate(model, prompts()[1:2], 12, stop_token=rows[1].tokens[3])[0].tokens,
-        "sampled": [row.tokens for row in sampled],
-        "sampled_alone": generate(model, prompts()[:1], 12, sampling=sampling)[0].tokens,
+        "tokens": rows,
+        "together": generate(model, prompts(), 12),
+        "logits": [steps[start : start + 12] for start in range(0, len(steps), 12)],
+        "stopped": generate(model, prompts()[1:2], 12, finished=lambda new: new[-1] == stop)[0],
+        "sampled": generate(model, prompts(), 12, choose=sampling(1.0, top_k=50, top_p=0.9)),
+        "top_1": generate(model, prompts(), 12, choose=sampling(0.7, top_k=1)),
         "too_long": refusal(model, [[1] * 250]),
         "empty": refusal(model, [[1], []]),
     }
@@ -66,6 +76,13 @@ def main() -> None:
     )
     results: dict[str, Any] = {"scores": scores(model, folder / "books")}
     results["generation"] = generation(model) if cp == 1 else refusal(model, [[1]])
+    with small_harness():
+        tasks = TASKS if cp == 1 else TASKS[:2]
+        results["tasks"] = run_tasks(MegatronLM(model, model.tokenizer(), TARGET), folder / "tasks", tasks)
+        if cp == 1:
+            checkpoint = CheckpointSettings(load=folder / "megatron", rope_factors=str(folder / "long.json"))
+            layout = LayoutSettings(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+            results["ruler"] = ruler(open_subject(checkpoint, layout), "ruler_fwe")
     if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         output.write_text(json.dumps(results))
 
