@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -98,22 +98,32 @@ def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
     makers = [*(part.make for part in parts), *(partial(objects.get, name) for name in objects)]
     (plan,), contents = create_default_global_save_plan([planner.SavePlan(items)])
     results: list[WriteResult] = []
-    made = iter(tqdm(zip(plan.items, makers, strict=True), "to Megatron", len(items), unit="tensor"))
-    while len(results) < len(items):
-        name = f"__0_{len(results)}.distcp"
-        with (release / name).open("wb") as stream:
-            for item, make in made:
-                begin = stream.tell()
-                save_object(make(), stream)
-                length = stream.tell() - begin
-                results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
-                if stream.tell() >= _FILE_BYTES:
-                    break
+    with tqdm(zip(plan.items, makers, strict=True), "to Megatron", len(items), unit="tensor") as bar:
+        made = iter(bar)
+        while len(results) < len(items):
+            name = f"__0_{len(results)}.distcp"
+            with (release / name).open("wb") as stream:
+                results += _write_items(made, stream, name)
     FileSystemWriter(release).finish(contents, [results])
     (release / "metadata.json").write_text(
         json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}) + "\n"
     )
     (folder / TRACKER).write_text(RELEASE)
+
+
+def _write_items(
+    made: Iterator[tuple[planner.WriteItem, Callable[[], Any]]], stream: IO[bytes], name: str
+) -> list[WriteResult]:
+    """Write items until the file is full or they end."""
+    results = []
+    for item, make in made:
+        begin = stream.tell()
+        save_object(make(), stream)
+        length = stream.tell() - begin
+        results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
+        if stream.tell() >= _FILE_BYTES:
+            break
+    return results
 
 
 def _objects(args: Namespace) -> dict[str, list[Any]]:

@@ -150,9 +150,7 @@ def logit_table(rows: list[LogitDifference]) -> str:
     cells = [
         (
             row.length,
-            f"{row.largest:.2e}",
-            f"{row.mean:.2e}",
-            f"{row.scale:.2e}",
+            *(f"{value:.2e}" for value in (row.largest, row.mean, row.scale)),
             f"{row.same_prediction:.1%}",
         )
         for row in rows

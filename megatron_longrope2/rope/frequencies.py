@@ -58,5 +58,9 @@ def critical_dim(rope_base: float, rotary_dim: int, length: int, periods: float 
     check_rope(rope_base, rotary_dim)
     if length <= 0 or periods <= 0:
         raise InputError(f"critical_dim: length {length} and periods {periods} must be positive")
-    exact = rotary_dim / 2 * math.log(length / (2 * math.pi * periods)) / math.log(rope_base)
-    return min(max(math.ceil(exact), 0), rotary_dim // 2)
+    return min(max(math.ceil(turning_dim(rope_base, rotary_dim, length, periods)), 0), rotary_dim // 2)
+
+
+def turning_dim(rope_base: float, rotary_dim: int, length: int, periods: float) -> float:
+    """Where between dimensions `periods` full periods fit into `length` tokens; it may be negative."""
+    return rotary_dim / 2 * math.log(length / (2 * math.pi * periods)) / math.log(rope_base)

@@ -70,11 +70,10 @@ def yarn_factors(
         raise InputError(
             f"yarn: beta_fast {beta_fast:g} must be above beta_slow {beta_slow:g}, and both positive"
         )
-
-    def dimension(turns: float) -> float:
-        return rotary_dim / 2 * math.log(original_length / (2 * math.pi * turns)) / math.log(rope_base)
-
-    low, high = dimension(beta_fast), dimension(beta_slow)
+    low, high = (
+        frequencies.turning_dim(rope_base, rotary_dim, original_length, turns)
+        for turns in (beta_fast, beta_slow)
+    )
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
