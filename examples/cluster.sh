@@ -26,7 +26,7 @@ fi
 : "${HEAD_NODE:=localhost}"                  # the node at which the others meet
 : "${PORT:=29500}"
 : "${WORKERS:=$(nproc)}"                     # processes that preprocess
-: "${PRECISION=--bf16}"                      # of search and training; empty for float32
+: "${PRECISION=--bf16}"                      # of search, training and evaluation; empty for float32
 
 # One process on this machine.
 longrope2() { "$PYTHON" -m megatron_longrope2 "$@"; }

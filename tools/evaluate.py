@@ -10,10 +10,8 @@ from cyclopts import App
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
     ComparisonSettings,
-    HarnessJobSettings,
     HarnessSettings,
     JobSettings,
-    LayoutSettings,
     NeedleSettings,
     PerplexitySettings,
     PromptSettings,
@@ -21,6 +19,7 @@ from megatron_longrope2.evaluation.settings import (
     RulerSettings,
     TextSettings,
 )
+from megatron_longrope2.model.settings import LayoutSettings
 
 main = App(name="evaluate", help=__doc__)
 
@@ -50,7 +49,7 @@ def ruler(*, job: JobSettings, settings: RulerSettings) -> None:
 
 
 @main.command
-def lm_eval(*, job: HarnessJobSettings, settings: HarnessSettings = HarnessSettings()) -> None:
+def lm_eval(*, job: JobSettings, settings: HarnessSettings = HarnessSettings()) -> None:
     """Tasks of lm-evaluation-harness (needs the `eval` extra)."""
     from megatron_longrope2.evaluation.compare import measure_into
     from megatron_longrope2.evaluation.harness import open_for_harness

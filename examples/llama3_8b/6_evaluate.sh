@@ -10,6 +10,6 @@ for measure in ${MEASURES:-needle ruler perplexity}; do
     of_lengths=(--lengths "${lengths[@]}")
     if [[ $measure == perplexity ]]; then of_lengths=(); fi
     launch evaluate "$measure" --load "$RUN/checkpoints" --books "$HELD_OUT_BOOKS" "${of_lengths[@]}" \
-        --output "$RUN/evaluation/$measure" --dtype "$([[ $PRECISION ]] && echo bfloat16 || echo float32)" \
+        --output "$RUN/evaluation/$measure" ${PRECISION:+"$PRECISION"} \
         --tensor-model-parallel-size "$TENSOR_PARALLEL" "$@"
 done

@@ -255,7 +255,7 @@ def _compare(name: str, candidates: list[str], recipe: Recipe, folder: Path, boo
         *("--measures", "needle", "perplexity", *(("ruler",) if ruler else ())),
         *(("--ruler-tasks", *recipe.ruler_tasks, "--ruler-lengths", *ends) if ruler else ()),
         *(("--ruler-samples", recipe.ruler_samples) if ruler else ()),
-        *(("--dtype", "bfloat16") if torch.cuda.is_available() else ()),
+        *(("--bf16",) if torch.cuda.is_available() else ()),
         of=name,
     )
 

@@ -19,9 +19,10 @@ from megatron_longrope2.evaluation.needle_grid import measure_needle
 from megatron_longrope2.evaluation.perplexity import measure_perplexity
 from megatron_longrope2.evaluation.records import Measured, as_json, read_records, write_record
 from megatron_longrope2.evaluation.ruler import measure_ruler
-from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings, TextSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.files import read_json
+from megatron_longrope2.model.settings import LayoutSettings
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from megatron_longrope2.evaluation.ruler_tasks import TASKS, RulerTasks
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
     HarnessSettings,
-    LayoutSettings,
     TextSettings,
 )
 from megatron_longrope2.evaluation.subject import Subject, open_subject, windows
+from megatron_longrope2.model.settings import LayoutSettings
 
 # Tokens of a prompt in the paper's short suite (LongRoPE2 section 4.1).
 SHORT_LENGTH = 4096
@@ -120,9 +120,7 @@ def open_for_harness(
     def language_model(max_length: int, batch_size: int | None) -> Any:
         from megatron_longrope2.evaluation.hf_lm import vllm_language_model
 
-        return vllm_language_model(
-            folder, max_length, batch_size, layout.dtype, settings.tensor_parallel_size
-        )
+        return vllm_language_model(folder, max_length, batch_size, layout)
 
     return Subject(**windows(folder, None), tokenizer=load_tokenizer(folder), language_model=language_model)
 

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.settings import LayoutSettings
 
 
 class OneWindowABatch(HFLM):
@@ -53,9 +54,7 @@ class OneWindowABatch(HFLM):
         return [results[number] for number in range(len(requests))]
 
 
-def vllm_language_model(
-    folder: Path, max_length: int, batch_size: int | None, dtype: str, tensor_parallel_size: int
-) -> Any:
+def vllm_language_model(folder: Path, max_length: int, batch_size: int | None, layout: LayoutSettings) -> Any:
     """The harness's own class for vLLM.
 
     Raises:
@@ -67,9 +66,9 @@ def vllm_language_model(
         return VLLM(
             pretrained=str(folder),
             max_model_len=max_length,
-            dtype=dtype,
+            dtype="bfloat16" if layout.bf16 else "float32",
             batch_size=batch_size or "auto",
-            tensor_parallel_size=tensor_parallel_size,
+            tensor_parallel_size=layout.tensor_model_parallel_size,
         )
     except ImportError as error:
         raise InputError(

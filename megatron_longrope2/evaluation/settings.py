@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.options import options
 
 
@@ -38,25 +39,6 @@ class CheckpointSettings:
         if folder is None or (self.load and self.hf_dir):
             raise InputError("--load: give either --load, a Megatron checkpoint, or --hf-dir, a model folder")
         return folder
-
-
-@options("Layout")
-@dataclass(frozen=True, kw_only=True)
-class LayoutSettings:
-    """How the model lies in memory.
-
-    Attributes:
-        dtype: Number format of the weights.
-        tensor_model_parallel_size: Tensor-parallel ranks of a Megatron checkpoint, under torchrun.
-        pipeline_model_parallel_size: Pipeline-parallel ranks of a Megatron checkpoint, under torchrun.
-        context_parallel_size: Context-parallel ranks of a Megatron checkpoint, under torchrun; for
-            measurements that only score texts, not for those that generate.
-    """
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    tensor_model_parallel_size: PositiveInt = 1
-    pipeline_model_parallel_size: PositiveInt = 1
-    context_parallel_size: PositiveInt = 1
 
 
 @options("Texts")
@@ -238,7 +220,6 @@ class HarnessSettings:
             4096 for the short suite, else the target length.
         lengths: Lengths for tasks that make their own prompts, tokens; by default --max-length.
         backend: What runs a Hugging Face folder.
-        tensor_parallel_size: GPUs that share the model in vLLM.
         include_path: Folder of further task definitions.
         limit: Number of documents of each task; by default all, of RULER 100.
         batch_size: Documents that are computed at once; by default as many as fit into the free memory.
@@ -253,25 +234,10 @@ class HarnessSettings:
     max_length: PositiveInt | None = None
     lengths: tuple[PositiveInt, ...] = ()
     backend: Literal["transformers", "vllm"] = "transformers"
-    tensor_parallel_size: PositiveInt = 1
     include_path: Path | None = None
     limit: PositiveInt | None = None
     batch_size: PositiveInt | None = None
     allow_download: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarnessLayoutSettings(LayoutSettings):
-    """As `LayoutSettings`, for benchmarks, which need no more precision than models are published in."""
-
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarnessJobSettings(JobSettings):
-    """As `JobSettings`."""
-
-    layout: HarnessLayoutSettings = HarnessLayoutSettings()
 
 
 @options("Report")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.checks import check_encodes, check_prompts
-from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings, TextSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
 from megatron_longrope2.scoring.hugging_face import HFScorer
@@ -138,9 +139,7 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
     from megatron_longrope2.scoring.megatron import MegatronScorer
 
     unload_model()
-    sizes = asdict(layout)
-    dtype = getattr(torch, sizes.pop("dtype"))
-    model = load_model(settings.folder, rope_factors=settings.rope_factors, params_dtype=dtype, **sizes)
+    model = load_model(settings.folder, layout, rope_factors=settings.rope_factors)
     tokenizer: Any = model.tokenizer()
     if model.factors.method == "none":
         # Its stated target is arbitrary: `beyond_window` warns, and generation goes on.
@@ -162,9 +161,9 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
 
 def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
     folder = settings.folder
-    if layout != type(layout)(dtype=layout.dtype):
+    if layout != LayoutSettings(bf16=layout.bf16):
         raise InputError(f"{folder}: only Megatron checkpoints are split; leave the parallel sizes at 1")
-    model = hf.load(folder, settings.rope_factors, dtype=getattr(torch, layout.dtype))
+    model = hf.load(folder, settings.rope_factors, dtype=torch.bfloat16 if layout.bf16 else torch.float32)
     model.to("cuda" if device.has_gpu() else "cpu").eval()
     tokenizer = load_tokenizer(folder)
     factors: RopeFactors | None = getattr(model.base_model.rotary_emb, "factors", None)

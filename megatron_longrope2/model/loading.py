@@ -12,7 +12,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
@@ -27,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from megatron_longrope2.device import rendezvous_store
 from megatron_longrope2.model.arguments import factors_of, model_config, parse_model_arguments
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
 
 
@@ -55,13 +55,10 @@ class LoadedModel:
 
 def load_model(
     load_dir: str | Path,
+    layout: LayoutSettings = LayoutSettings(),
     *,
     rope_factors: str | Path | None = None,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
-    context_parallel_size: int = 1,
-    params_dtype: torch.dtype = torch.float32,
-    extra_arguments: tuple[str, ...] = (),
+    extra_arguments: str = "",
 ) -> LoadedModel:
     """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint.
 
@@ -70,22 +67,21 @@ def load_model(
     Args:
         load_dir: folder that `longrope2 import` or `longrope2 train` wrote.
         rope_factors: factor file or published name; default: what the checkpoint holds.
-        params_dtype: float32 or bfloat16.
-        extra_arguments: further Megatron command-line arguments.
+        extra_arguments: further Megatron command-line arguments, parted by spaces.
 
     Raises:
         InputError: no checkpoint there, or factors that do not fit it.
     """
     arguments = [
         *("--load", str(load_dir)),
-        *("--tensor-model-parallel-size", str(tensor_model_parallel_size)),
-        *("--pipeline-model-parallel-size", str(pipeline_model_parallel_size)),
-        *("--context-parallel-size", str(context_parallel_size)),
+        *("--tensor-model-parallel-size", str(layout.tensor_model_parallel_size)),
+        *("--pipeline-model-parallel-size", str(layout.pipeline_model_parallel_size)),
+        *("--context-parallel-size", str(layout.context_parallel_size)),
         *("--micro-batch-size", "1", "--no-load-optim", "--no-load-rng", "--exit-on-missing-checkpoint"),
-        *(("--bf16",) if params_dtype == torch.bfloat16 else ()),
+        *(("--bf16",) if layout.bf16 else ()),
         *(("--rope-factors", str(rope_factors)) if rope_factors is not None else ()),
         *(() if importlib.util.find_spec("transformer_engine") else ("--transformer-impl", "local")),
-        *extra_arguments,
+        *extra_arguments.split(),
     ]
     with _command_line(arguments), _quiet():
         args = parse_model_arguments()

@@ -1,6 +1,8 @@
-"""The options of the rescaled RoPE, of every command that makes a Megatron model. Imports no Megatron."""
+"""The options that commands which make a Megatron model share. Imports no Megatron."""
 
 from dataclasses import dataclass
+
+from cyclopts.types import PositiveInt
 
 from megatron_longrope2.options import options
 
@@ -20,3 +22,21 @@ class ModelSettings:
 
     rope_factors: str | None = None
     original_length: int | None = None
+
+
+@options("Parallel layout (under torchrun)")
+@dataclass(frozen=True, kw_only=True)
+class LayoutSettings:
+    """How a model is spread over the ranks; spare ranks work on other samples.
+
+    Attributes:
+        tensor_model_parallel_size: Number of ranks that share every layer.
+        pipeline_model_parallel_size: Number of ranks that share the layers out.
+        context_parallel_size: Number of ranks that share the tokens of a text.
+        bf16: Hold weights and activations in bfloat16 instead of float32.
+    """
+
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    context_parallel_size: PositiveInt = 1
+    bf16: bool = False

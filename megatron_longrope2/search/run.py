@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_longrope2.data.documents import read_books
@@ -77,19 +76,11 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
 
 def load(settings: SearchSettings) -> LoadedModel:
     """The model of a search; once a process."""
-    layout = settings.layout
     # The fused RoPE kernel cannot apply an attention factor, and has no gradient for the angles.
     arguments = "--no-rope-fusion --attention-dropout 0 --hidden-dropout 0"
     if settings.algorithm == "gradient" and not settings.gradient.no_recompute:
         arguments += " --recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
-    return load_model(
-        settings.load,
-        tensor_model_parallel_size=layout.tensor_model_parallel_size,
-        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-        context_parallel_size=layout.context_parallel_size,
-        params_dtype=torch.bfloat16 if layout.bf16 else torch.float32,
-        extra_arguments=tuple(arguments.split()),
-    )
+    return load_model(settings.load, settings.layout, extra_arguments=arguments)
 
 
 def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Search:

@@ -9,6 +9,7 @@ from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 from cyclopts.validators import Number
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.options import options
 from megatron_longrope2.search.space import SearchDims, SpaceKind
 
@@ -132,24 +133,6 @@ class GradientSettings:
     learning_rate: PositiveFloat = 0.05
     learn_attention_factor: bool = False
     no_recompute: bool = False
-
-
-@options("Parallel layout (under torchrun; spare ranks score other candidates)")
-@dataclass(frozen=True, kw_only=True)
-class LayoutSettings:
-    """How the model is spread over the ranks.
-
-    Attributes:
-        tensor_model_parallel_size: Number of ranks that share every layer.
-        pipeline_model_parallel_size: Number of ranks that share the layers out.
-        context_parallel_size: Number of ranks that share the tokens of a text.
-        bf16: Use weights and activations in bfloat16 instead of float32.
-    """
-
-    tensor_model_parallel_size: PositiveInt = 1
-    pipeline_model_parallel_size: PositiveInt = 1
-    context_parallel_size: PositiveInt = 1
-    bf16: bool = False
 
 
 @options("Search", first=True)

@@ -14,9 +14,10 @@ import torch
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import generate, greedy, sampling
 from megatron_longrope2.evaluation.megatron_lm import MegatronLM
-from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.model.loading import LoadedModel, load_model
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from tests.evaluation.harness_tasks import TASKS, ruler, run_tasks, small_harness
@@ -69,10 +70,10 @@ def main() -> None:
     tp, pp, cp = map(int, sys.argv[3:6])
     model = load_model(
         folder / "megatron",
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        context_parallel_size=cp,
-        extra_arguments=("--sequence-parallel",) if cp > 1 else (),
+        LayoutSettings(
+            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp
+        ),
+        extra_arguments="--sequence-parallel" if cp > 1 else "",
     )
     results: dict[str, Any] = {"scores": scores(model, folder / "books")}
     results["generation"] = generation(model) if cp == 1 else refusal(model, [[1]])

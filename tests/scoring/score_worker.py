@@ -13,16 +13,19 @@ def main() -> None:
     import torch.distributed as dist
 
     from megatron_longrope2.model.loading import load_model
+    from megatron_longrope2.model.settings import LayoutSettings
     from megatron_longrope2.scoring.megatron import MegatronScorer
     from tests.search.tiny_model import fixed_jobs
 
     tensor, pipeline, context, *extra = layout
     model = load_model(
         Path(root) / "megatron",
-        tensor_model_parallel_size=int(tensor),
-        pipeline_model_parallel_size=int(pipeline),
-        context_parallel_size=int(context),
-        extra_arguments=tuple(extra),
+        LayoutSettings(
+            tensor_model_parallel_size=int(tensor),
+            pipeline_model_parallel_size=int(pipeline),
+            context_parallel_size=int(context),
+        ),
+        extra_arguments=" ".join(extra),
     )
     jobs = fixed_jobs(Path(root))
     losses = score(MegatronScorer(model), jobs)

@@ -16,15 +16,18 @@ def main() -> None:
     import torch.distributed as dist
 
     from megatron_longrope2.model.loading import load_model
+    from megatron_longrope2.model.settings import LayoutSettings
     from megatron_longrope2.search.needle_loss import NeedleLoss
     from tests.search.tiny_model import fixed_jobs
 
     model = load_model(
         Path(root) / "megatron",
-        tensor_model_parallel_size=int(tensor),
-        pipeline_model_parallel_size=int(pipeline),
-        context_parallel_size=int(context),
-        extra_arguments=("--no-rope-fusion", *(RECOMPUTE.split() if mode == "recompute" else ())),
+        LayoutSettings(
+            tensor_model_parallel_size=int(tensor),
+            pipeline_model_parallel_size=int(pipeline),
+            context_parallel_size=int(context),
+        ),
+        extra_arguments="--no-rope-fusion " + (RECOMPUTE if mode == "recompute" else ""),
     )
     samples = [sample for _, sample in fixed_jobs(Path(root))[:3]]
     report = {}

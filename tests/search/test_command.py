@@ -93,7 +93,7 @@ def test_killed_search_continues_to_the_same_result(
         (("--books", "nowhere.txt"), "nowhere.txt: no such file or folder"),
         (("--target-length", "64"), "target_length: 64 is not larger than original_length 64"),
         (("--population", "0"), 'Invalid value "0" for --population. Must be > 0'),
-        (("--mutation-probability", "0"), 'Invalid value "0" for --mutation-probability. Must be > 0'),
+        (("--mutation-probability", "0"), 'Invalid value "0.0" for --mutation-probability. Must be > 0'),
         (("--starts", "ntk", "yern"), 'Invalid value "yern" for --starts. Choose from: "none", "pi"'),
         (("--learning-rate", "nan"), 'Invalid value "nan" for --learning-rate'),
     ],

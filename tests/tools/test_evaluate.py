@@ -155,7 +155,7 @@ def test_generates_across_the_boundary(model: Path, capsys) -> None:
 
 
 def test_lm_eval_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
-    options = ("--metric", "acc", "--include-path", model / "tasks", "--dtype", "float32", "--batch-size", 4)
+    options = ("--metric", "acc", "--include-path", model / "tasks", "--batch-size", 4)
     hf = ("lm-eval", "--hf-dir", model / "hf", "--output", tmp_path / "out", *options)
     # Nothing of it reaches the network.
     monkeypatch.setattr(socket, "getaddrinfo", None)
