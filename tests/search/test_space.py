@@ -134,21 +134,9 @@ def test_searching_all_dims_changes_those_below() -> None:
     assert all(one.long_factor[0] == 1 for one in population)
 
 
-@pytest.mark.parametrize(
-    ("target", "method", "message"),
-    [
-        (
-            4096,
-            "pi",
-            "search: pi: target_length: the factors extend 256 to 4096 tokens, the search 256 to 2048",
-        ),
-    ],
-)
-def test_factors_of_another_extension_are_refused(tiny_space, target, method, message) -> None:
-    factors = make_factors(
-        method, rope_base=10000.0, rotary_dim=64, original_length=256, target_length=target
-    )
-    with pytest.raises(InputError, match=message):
+def test_factors_of_another_extension_are_refused(tiny_space: SearchSpace) -> None:
+    factors = make_factors("pi", **tiny_space.unscaled.facts | {"target_length": 4096})
+    with pytest.raises(InputError, match="search: pi: target_length: the factors are for 4096"):
         tiny_space.project(factors)
 
 
