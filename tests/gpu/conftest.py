@@ -1,9 +1,14 @@
 """The devices that tests run on."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from megatron_longrope2 import device
+from tests import processes
 
 device.install()
 
@@ -27,3 +32,17 @@ def where(request: pytest.FixtureRequest) -> str:
 def megatron_on(request: pytest.FixtureRequest) -> str:
     """Where Megatron runs in this session; the other one is skipped."""
     return request.param
+
+
+def python(*command: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `python COMMAND...`; without a GPU, in a process that has imported Megatron already."""
+    if not device.has_gpu():
+        return processes.run(*command, **env)
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, **env},
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,15 +1,13 @@
 """The torch spec, Transformer Engine's, and fused RoPE give one model: loss and gradients on every pack."""
 
 import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_longrope2 import device
+from tests.gpu.conftest import python
 from tests.gpu.model_worker import PACKS
 
 NEEDS_ENGINE = [
@@ -30,13 +28,7 @@ TOLERANCE = {"cpu": 2e-5, "cuda": 4e-2}
 @pytest.fixture(scope="module")
 def results(megatron_on: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:  # noqa: ARG001
     output = tmp_path_factory.mktemp("implementations") / "results.pt"
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.model_worker", output],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = python("-m", "tests.gpu.model_worker", output)
     assert finished.returncode == 0, (finished.stdout + finished.stderr)[-5000:]
     return torch.load(output)
 

@@ -1,11 +1,8 @@
-"""bf16 training through the real command, and a run that goes on on the other kind of machine."""
+"""bf16 training through the real command, and a run that is resumed on the other kind of machine."""
 
 import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +13,8 @@ from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.rope import make_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VOCAB, save_model
+from tests.gpu.conftest import python
 
-ROOT = Path(__file__).parents[2]
 STEPS, MIDDLE = 6, 3
 OPTIONS = f"""
     -m megatron_longrope2 train --bf16 --seq-length {TARGET} --micro-batch-size 1 --global-batch-size 4
@@ -48,16 +45,10 @@ def train(device: str, inputs: Path, save: Path, *options: object) -> dict[int, 
     """Loss and gradient norm of each step that was logged."""
     without_engine = device == "cpu" or not importlib.util.find_spec("transformer_engine")
     pools = [word for pool in ("short", "long") for word in ("--pool", pool, "1", str(inputs / pool))]
-    finished = subprocess.run(
-        [
-            *(sys.executable, *OPTIONS, *pools, "--save", str(save), *map(str, options)),
-            *(("--transformer-impl", "local") if without_engine else ()),
-        ],
-        env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    finished = python(
+        *(*OPTIONS, *pools, "--save", save, *options),
+        *(("--transformer-impl", "local") if without_engine else ()),
+        **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
     )
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output[-5000:]
@@ -91,7 +82,7 @@ def test_a_run_moves(
     to_cpu: bool,
     tmp_path: Path,
 ) -> None:
-    """Weights, optimizer, schedule and data position go on as if the run had stayed."""
+    """Weights, optimizer, schedule and data position continue as if the run had stayed."""
     if megatron_on == "cpu" and not to_cpu:
         pytest.skip("both devices are the CPU: one direction shows both")
     first, second = (megatron_on, "cpu") if to_cpu else ("cpu", megatron_on)

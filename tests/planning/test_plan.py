@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.planning import plan as planning
 from megatron_longrope2.planning.layout import Layout, layouts
 from megatron_longrope2.planning.memory import GIB
 from megatron_longrope2.planning.model import PRESETS
-from megatron_longrope2.planning.plan import NEARLY, USABLE, plan, reasons, table, to_dict
+from megatron_longrope2.planning.plan import NEARLY, USABLE, reasons, table, to_dict
 from megatron_longrope2.planning.settings import PlanSettings
 
 LLAMA = PRESETS["llama3-8b"]
 RUN = PlanSettings(model="llama3-8b")
+plan = cache(planning.plan)
 
 
 def test_layouts_are_what_megatron_accepts() -> None:
