@@ -97,7 +97,7 @@ def test_workers_and_shards_do_not_change_the_result(config: PreprocessSettings,
         assert Path(config.output, name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
-def test_a_stopped_run_goes_on_from_its_finished_shards(
+def test_a_stopped_run_resumes_from_its_finished_shards(
     config: PreprocessSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, shard_size=0.002)
