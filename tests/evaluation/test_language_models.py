@@ -99,4 +99,4 @@ def test_a_batch_of_both_windows(tiny_llama: Path) -> None:
 
 def test_vllm_is_asked_for(tiny_llama: Path) -> None:
     with pytest.raises(InputError, match="vllm: not installed"):
-        vllm_language_model(tiny_llama / "hf", 256, None, "bfloat16", 1)
+        vllm_language_model(tiny_llama / "hf", 256, None, LayoutSettings(bf16=True))
