@@ -2,6 +2,7 @@
 
 from megatron_longrope2 import device
 from megatron_longrope2.search.settings import SearchSettings
+from megatron_longrope2.tables import text_table
 
 
 def main(*, settings: SearchSettings, dry_run: bool = False) -> None:
@@ -16,14 +17,8 @@ def main(*, settings: SearchSettings, dry_run: bool = False) -> None:
     from megatron_longrope2.search.run import expected_cost, run_search
 
     if dry_run:
-        cost = expected_cost(settings)
-        steps = f"{cost['steps']} steps of {cost['seconds_per_step']:.2f} s and " if cost["steps"] else ""
-        lines = [
-            f"at most {steps}{cost['candidates']} candidates, {cost['evaluations']} evaluations of "
-            f"{settings.target_length} tokens ({cost['tokens']:.3g} tokens)",
-            f"{cost['seconds_per_evaluation']:.2f} s an evaluation, {cost['workers']} at once: at most "
-            f"{cost['seconds'] / 3600:.2f} h, {cost['gpu_hours']:.1f} device hours; pruning saves part of it",
-        ]
+        cost = [(name, f"{value:.4g}") for name, value in expected_cost(settings).items()]
+        lines = [text_table(("at most", "(pruning saves evaluations)"), cost)]
     else:
         run_search(settings)
         lines = [f"{settings.output}:", (settings.output / "search.md").read_text(encoding="utf-8")]

@@ -49,9 +49,6 @@ def write_results(
 
 
 def _report(session: Session, outcome: Outcome, held_out: dict[str, Any] | None) -> dict[str, Any]:
-    cost = asdict(outcome.cost)
-    cost["evaluations_unpruned"] = cost["evaluations"] + cost["pruned"]
-    cost["saved"] = cost["pruned"] / max(cost["evaluations_unpruned"], 1)
     return {
         "algorithm": session.settings.algorithm,
         "finished": outcome.finished,
@@ -60,7 +57,7 @@ def _report(session: Session, outcome: Outcome, held_out: dict[str, Any] | None)
         "theoretical_critical_dim": outcome.factors.theoretical_critical_dim,
         "factors": outcome.factors.to_dict(),
         "held_out": held_out,
-        "cost": cost,
+        "cost": asdict(outcome.cost),
         "settings": session.fingerprint,
         "history": outcome.history,
         "ranks": dist.get_world_size(),
@@ -73,7 +70,6 @@ def _markdown(report: dict[str, Any]) -> str:
         f"# Factor search ({report['algorithm']})",
         f"Perplexity on the search set {report['perplexity']:.4f}, critical dimension "
         f"{report['critical_dim']} (theoretical: {report['theoretical_critical_dim']}).",
-        _spent(report),
     ]
     if not report["finished"]:
         parts.append("A budget ended the search early; the same command with a larger one continues it.")
@@ -88,21 +84,8 @@ def _markdown(report: dict[str, Any]) -> str:
             "the difference is the winner minus the method, paired by sample, with its 95 % interval:",
             markdown_table(["method", "perplexity", "difference"], rows),
         ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _spent(report: dict[str, Any]) -> str:
-    cost = report["cost"]
-    if report["algorithm"] == "gradient":
-        return (
-            f"Learned from {report['factors']['provenance']['start']}: {cost['steps']} steps of all starts "
-            f"on {cost['training_samples']} needle texts, {cost['evaluations']} evaluations to check them, "
-            f"in {cost['seconds']:.0f} s; {cost['failed']} steps skipped (NaN)."
-        )
-    return (
-        f"{cost['candidates']} candidates, {cost['evaluations']} evaluations in {cost['seconds']:.0f} s; "
-        f"pruning saved {cost['saved']:.0%} of the evaluations; {cost['failed']} candidates failed (NaN)."
-    )
+    cost = [(name.replace("_", " "), f"{value:.6g}") for name, value in report["cost"].items()]
+    return "\n\n".join([*parts, markdown_table(["cost", ""], cost)]) + "\n"
 
 
 def _plot_learning(history: list[dict[str, Any]]) -> Figure:

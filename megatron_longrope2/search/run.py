@@ -150,38 +150,34 @@ def _fingerprint(
 
 
 def expected_cost(settings: SearchSettings) -> dict[str, Any]:
-    """What a search would cost at most; an evaluation and a step are timed, each after one to warm up.
-
-    Returns:
-        `candidates`, `evaluations` (without pruning), `seconds_per_evaluation` of one data-parallel group,
-        `steps`, `seconds_per_step` (0 for the evolution), `tokens`, `workers`, `seconds`, `gpu_hours`.
-    """
+    """What a search costs at most, without pruning; an evaluation and a step are timed."""
     search = prepare(settings)
     session, strategy = search.session, search.strategy
     factors, sample = next(search.space.baselines()), session.samples[0]
-    seconds = _timed(lambda: session.scorer([sample], [factors]))
-    candidates, steps, seconds_per_step, trained = settings.evolution.candidates, 0, 0.0, 0
+    workers, evaluation = session.scorer.workers, _timed(lambda: session.scorer([sample], [factors]))
+    candidates, steps, step, trained = settings.evolution.candidates, 0, 0.0, 0
     if isinstance(strategy, GradientSearch):
         candidates, steps = strategy.expected_cost()
         batch = [sample] * settings.gradient.batch_size
-        seconds_per_step = _timed(lambda: strategy.loss(LearnedFactors(factors), batch))
+        step = _timed(lambda: strategy.loss(LearnedFactors(factors), batch))
         trained = steps * len(batch)
     evaluations = candidates * len(session.samples)
-    total = evaluations * seconds / session.scorer.workers + steps * seconds_per_step
+    seconds = evaluations * evaluation / workers + steps * step
     return {
         "candidates": candidates,
         "evaluations": evaluations,
+        "evaluations at once": workers,
+        "seconds an evaluation": evaluation,
         "steps": steps,
+        "seconds a step": step,
         "tokens": (evaluations + trained) * settings.target_length,
-        "workers": session.scorer.workers,
-        "seconds_per_evaluation": seconds,
-        "seconds_per_step": seconds_per_step,
-        "seconds": total,
-        "gpu_hours": total * dist.get_world_size() / 3600,
+        "hours": seconds / 3600,
+        "device hours": seconds / 3600 * dist.get_world_size(),
     }
 
 
 def _timed(action: Callable[[], Any]) -> float:
+    """Seconds of the second call; the first one warms up."""
     for _ in range(2):
         started = time.monotonic()
         action()

@@ -110,5 +110,7 @@ def test_state_of_another_search_is_refused(tiny_root: Path, one_worker: Path) -
 
 def test_dry_run_prints_the_cost_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
     printed = search(*_arguments(tiny_root, tmp_path / "out", "--dry-run"))
-    assert "at most 30 candidates, 120 evaluations of 256 tokens" in printed
+    rows = dict(line.rsplit(maxsplit=1) for line in printed.splitlines()[1:])
+    assert (rows["candidates"], rows["evaluations"], rows["tokens"]) == ("30", "120", "3.072e+04")
+    assert float(rows["hours"]) > 0
     assert not (tmp_path / "out").exists()
