@@ -48,11 +48,6 @@ def exponential_interval(estimate: Estimate) -> tuple[float, float]:
     return math.exp(min(low, 700.0)), math.exp(high) if high < 700 else math.inf
 
 
-def finite(value: float) -> float | None:
-    """The value as JSON can hold it: None stands for infinity."""
-    return value if value < math.inf else None
-
-
 def proportion_interval(successes: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, which stays sensible at 0 and 1.
 

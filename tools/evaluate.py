@@ -98,10 +98,10 @@ def compare(
             the checkpoint's own factors.
         output: Folder of the report, and of a folder with the results for each name.
     """
-    from megatron_longrope2.evaluation.compare import Candidate, measure_candidates
+    from megatron_longrope2.evaluation.compare import measure_candidates, parse_candidates
 
-    parsed = [Candidate.parse(text) for text in candidates]
-    report.check([candidate.name for candidate in parsed])
+    parsed = parse_candidates(candidates)
+    report.check(parsed)
     possible: dict[str, Any] = {
         "needle": needle,
         "perplexity": perplexity,

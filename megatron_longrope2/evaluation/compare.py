@@ -8,7 +8,7 @@ import gc
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.harness import measure_harness
 from megatron_longrope2.evaluation.needle_grid import measure_needle
 from megatron_longrope2.evaluation.perplexity import measure_perplexity
-from megatron_longrope2.evaluation.records import Measured, as_json, read_records, write_record
+from megatron_longrope2.evaluation.records import Measured, as_json, by_name, read_records, write_record
 from megatron_longrope2.evaluation.ruler import measure_ruler
 from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
 from megatron_longrope2.evaluation.subject import open_subject
@@ -35,45 +35,30 @@ MEASURES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A checkpoint that is measured under a name of its own.
+def parse_candidates(candidates: Sequence[str]) -> dict[str, CheckpointSettings]:
+    """Checkpoints by name.
 
-    Attributes:
-        name: of its row in the report and of its folder.
-        checkpoint: where it is, and with which factors.
+    Args:
+        candidates: NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS each.
+
+    Raises:
+        InputError: a checkpoint is no folder, or as `by_name`.
     """
-
-    name: str
-    checkpoint: CheckpointSettings
-
-    @classmethod
-    def parse(cls, text: str) -> "Candidate":
-        """From NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS.
-
-        Raises:
-            InputError: it is something else, or the checkpoint is no folder.
-        """
-        name, separator, rest = text.partition("=")
-        checkpoint, comma, factors = rest.partition(",")
-        if not separator or not name or "/" in name or not checkpoint or (comma and not factors):
-            raise InputError(f"{text}: not NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS; write it so")
+    parsed = {}
+    for name, given in by_name(candidates, "CHECKPOINT[,FACTORS]").items():
+        checkpoint, comma, factors = given.partition(",")
         folder = Path(checkpoint)
+        if comma and not factors:
+            raise InputError(f"{name}={given}: no factor file after the comma; name one or leave it out")
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give a Megatron checkpoint or a Hugging Face one")
         kind = "hf_dir" if (folder / "config.json").exists() else "load"
-        return cls(name, CheckpointSettings(**{kind: folder}, rope_factors=factors or None))
-
-    def changed(self) -> float:
-        """When the checkpoint or the factor file was last written, seconds since the epoch."""
-        files = list(self.checkpoint.folder.iterdir())
-        if self.checkpoint.rope_factors and Path(self.checkpoint.rope_factors).exists():
-            files.append(Path(self.checkpoint.rope_factors))
-        return max((file.stat().st_mtime for file in files), default=0.0)
+        parsed[name] = CheckpointSettings(**{kind: folder}, rope_factors=factors or None)
+    return parsed
 
 
 def measure_candidates(
-    candidates: Sequence[Candidate],
+    candidates: Mapping[str, CheckpointSettings],
     layout: LayoutSettings,
     texts: TextSettings,
     measurements: Mapping[str, Any],
@@ -82,7 +67,7 @@ def measure_candidates(
     """Measure all candidates; every process of a job calls it.
 
     Args:
-        candidates: of different names.
+        candidates: from `parse_candidates`.
         layout, texts: of every measurement.
         measurements: the settings of each, by its kind.
         folder: gets NAME/KIND.json.
@@ -92,32 +77,27 @@ def measure_candidates(
         writes; elsewhere nothing.
 
     Raises:
-        InputError: two candidates have one name, there is none, or a measurement's own.
+        InputError: a measurement's own.
     """
-    names = [candidate.name for candidate in candidates]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"compare: {', '.join(names) or 'no checkpoint'}: give each a name of its own")
     # Decided by every process before any of them writes.
     left = {
-        candidate: [
+        name: [
             kind
             for kind, settings in measurements.items()
-            if not _done(candidate, folder / candidate.name / f"{kind}.json", texts, settings)
+            if not _done(folder / name / f"{kind}.json", checkpoint, texts, settings)
         ]
-        for candidate in candidates
+        for name, checkpoint in candidates.items()
     }
-    for candidate, kinds in left.items():
-        if not kinds:
-            logger.warning("%s: measured before, in %s", candidate.name, folder / candidate.name)
+    for name, checkpoint in candidates.items():
+        if not left[name]:
+            logger.warning("%s: measured before, in %s", name, folder / name)
             continue
-        subject = open_subject(candidate.checkpoint, layout)
-        for kind in kinds:
-            measure_into(
-                folder / candidate.name, kind, subject, candidate.checkpoint, texts, measurements[kind]
-            )
+        subject = open_subject(checkpoint, layout)
+        for kind in left[name]:
+            measure_into(folder / name, kind, subject, checkpoint, texts, measurements[kind])
         del subject
         gc.collect()
-    return {name: read_records(folder / name) for name in names} if is_first_process() else {}
+    return {name: read_records(folder / name) for name in candidates} if is_first_process() else {}
 
 
 def measure_into(
@@ -146,10 +126,12 @@ def _asked(checkpoint: CheckpointSettings, texts: TextSettings, settings: Any) -
     return as_json({"asked": asdict(checkpoint), "settings": {**asdict(texts), **asdict(settings)}})
 
 
-def _done(candidate: Candidate, path: Path, texts: TextSettings, settings: Any) -> bool:
+def _done(path: Path, checkpoint: CheckpointSettings, texts: TextSettings, settings: Any) -> bool:
     """Whether the record is there, of the same checkpoint and settings, and younger than the checkpoint."""
-    if not path.exists() or path.stat().st_mtime < candidate.changed():
+    files = [*checkpoint.folder.iterdir(), *(Path(name) for name in [checkpoint.rope_factors] if name)]
+    changed = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    if not path.exists() or path.stat().st_mtime < changed:
         return False
     record = read_json(path)
-    asked = _asked(candidate.checkpoint, texts, settings)
+    asked = _asked(checkpoint, texts, settings)
     return isinstance(record, dict) and {key: record.get(key) for key in asked} == asked

@@ -11,6 +11,7 @@ Megatron's static inference context holds the cache; the rotary embedding choose
 
 from collections.abc import Callable, Sequence
 from itertools import batched
+from typing import Any
 
 import torch
 from megatron.core import mpu
@@ -87,7 +88,6 @@ def generate(
     if mpu.get_context_parallel_world_size() > 1 or model.args.sequence_parallel:
         raise InputError("generation: load the model without context and sequence parallelism")
     check_prompts(prompts, max_new_tokens, model.rotaries[0].factors.target_length)
-    generator = _Generator(model, max_new_tokens, choose, finished)
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(number)
@@ -100,7 +100,8 @@ def generate(
     mine: dict[int, list[int]] = {}
     show = bool(description) and torch.distributed.get_rank() == 0
     for numbers in tqdm(batches[group::groups], desc=description, unit="batch", disable=not show):
-        rows = generator([list(prompts[number]) for number in numbers])
+        tokens = torch.tensor([prompts[number] for number in numbers], device=torch.cuda.current_device())
+        rows = _continue(model, tokens, max_new_tokens, choose, finished)
         mine.update(zip(numbers, rows, strict=True))
     everyone: list[dict[int, list[int]]] = [mine] * groups
     if groups > 1:
@@ -127,66 +128,56 @@ def _rows(model: LoadedModel, length: int) -> int:
     return int(rows)
 
 
-class _Generator:
-    """Generates for batches of prompts of one length."""
+@torch.no_grad()
+def _continue(
+    model: LoadedModel, tokens: Tensor, max_new_tokens: int, choose: Choose, finished: Finished | None
+) -> list[list[int]]:
+    """The new tokens of each row, after prompts int64 [rows, length]."""
+    rows, length = tokens.shape
+    original, total = model.rotaries[0].factors.original_length, length + max_new_tokens
+    new: list[list[int]] = [[] for _ in range(rows)]
+    ended = [False] * rows
 
-    def __init__(
-        self, model: LoadedModel, max_new_tokens: int, choose: Choose, finished: Finished | None
-    ) -> None:
-        self.model = model.chunks[0]
-        self.original_length = model.rotaries[0].factors.original_length
-        self.vocab_size = int(model.args.vocab_size)
-        self.max_new_tokens = max_new_tokens
-        self.choose = choose
-        self.finished = finished
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[list[int]]) -> list[list[int]]:
-        """New tokens of prompts of one length."""
-        tokens = torch.tensor(prompts, device=torch.cuda.current_device())
-        rows, length = tokens.shape
-        new: list[list[int]] = [[] for _ in prompts]
-        ended = [False] * rows
-        total = length + self.max_new_tokens
-        wrapper, done = self._wrapper(rows, total, long=length > self.original_length), 0
-        while not all(ended) and tokens.shape[1] < total:
-            if done == self.original_length:
-                wrapper, done = self._wrapper(rows, total, long=True), 0
-            chosen = self._next(self._step(wrapper, tokens, done), rows)
-            done = tokens.shape[1]
-            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-            for row, token in enumerate(chosen.tolist()):
-                if not ended[row]:
-                    new[row].append(token)
-                    ended[row] = self.finished is not None and self.finished(new[row])
-        return new
-
-    def _wrapper(self, rows: int, total: int, long: bool) -> GPTInferenceWrapper:
-        """Model and an empty cache for a window's part of sequences that grow to `total` tokens."""
-        longest = total if long else min(total, self.original_length)
-        wrapper = GPTInferenceWrapper(self.model, StaticInferenceContext(rows, longest))
+    def cached(longest: int) -> GPTInferenceWrapper:
+        """The model with an empty cache for sequences that grow to so many tokens."""
+        wrapper = GPTInferenceWrapper(model.chunks[0], StaticInferenceContext(rows, longest))
         wrapper.prep_model_for_inference()
         return wrapper
 
-    def _step(self, wrapper: GPTInferenceWrapper, tokens: Tensor, done: int) -> Tensor | None:
-        """Logits float32 [rows, vocabulary] after the last token, on the last pipeline stage."""
-        if done:
-            wrapper.inference_context.enable_decode_mode()
-        positions = torch.arange(done, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        inputs = {"tokens": tokens[:, done:], "position_ids": positions, "attention_mask": None}
-        # Not `run_one_forward_step`: its inference tensors would stay in the rotary embedding's tables.
-        with InferenceMode.active():
-            if mpu.get_pipeline_model_parallel_world_size() == 1:
-                logits = wrapper.forward_pass_without_pipeline_parallel(inputs)
-            else:
-                logits = wrapper.forward_pass_with_pipeline_parallel(inputs)
-        return None if logits is None else logits[:, -1, : self.vocab_size].float()
+    wrapper, done = cached(total if length > original else min(total, original)), 0
+    while not all(ended) and tokens.shape[1] < total:
+        if done == original:
+            wrapper, done = cached(total), 0
+        logits = _logits(wrapper, tokens, done)
+        done = tokens.shape[1]
+        chosen: Any = None if logits is None else choose(logits[:, : model.args.vocab_size]).to(tokens.device)
+        if mpu.get_pipeline_model_parallel_world_size() > 1:
+            chosen = broadcast_from_last_pipeline_stage(
+                [rows], torch.int64, chosen, pp_group=mpu.get_pipeline_model_parallel_group()
+            )
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        for row, token in enumerate(chosen.tolist()):
+            if not ended[row]:
+                new[row].append(token)
+                ended[row] = finished is not None and finished(new[row])
+    return new
 
-    def _next(self, logits: Tensor | None, rows: int) -> Tensor:
-        """The next token of each row, int64 [rows], the same on every rank."""
-        chosen = None if logits is None else self.choose(logits).to(torch.cuda.current_device())
+
+def _logits(wrapper: GPTInferenceWrapper, tokens: Tensor, done: int) -> Tensor | None:
+    """Logits float32 [rows, padded vocabulary] after the last token, on the last pipeline stage.
+
+    Args:
+        tokens: int64 [rows, n].
+        done: how many of each row the cache holds.
+    """
+    if done:
+        wrapper.inference_context.enable_decode_mode()
+    positions = torch.arange(done, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+    inputs = {"tokens": tokens[:, done:], "position_ids": positions, "attention_mask": None}
+    # Not `run_one_forward_step`: its inference tensors would stay in the rotary embedding's tables.
+    with InferenceMode.active():
         if mpu.get_pipeline_model_parallel_world_size() == 1:
-            return chosen
-        return broadcast_from_last_pipeline_stage(
-            [rows], torch.int64, chosen, pp_group=mpu.get_pipeline_model_parallel_group()
-        )
+            logits = wrapper.forward_pass_without_pipeline_parallel(inputs)
+        else:
+            logits = wrapper.forward_pass_with_pipeline_parallel(inputs)
+    return None if logits is None else logits[:, -1].float()

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -98,9 +100,18 @@ def harness(what: str, allow_download: bool) -> Iterator[None]:
 
 
 def task_manager(subject: Subject, lengths: Sequence[int], **options: Any) -> Any:
-    """The harness's index of tasks; tasks that make their own prompts get the lengths, in tokens."""
+    """The harness's index of tasks; tasks that make their own prompts get the lengths, in tokens.
+
+    Raises:
+        InputError: the tokenizer has no EOS token.
+    """
     from lm_eval.tasks import TaskManager
 
+    if subject.tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{subject.checkpoint}: tokenizer: has no EOS token, which lm-eval needs; name it in "
+            "tokenizer_config.json"
+        )
     metadata = {"pretrained": subject.tokenizer.name_or_path, "max_seq_lengths": list(lengths)}
     return TaskManager(metadata=metadata, **options)
 
@@ -116,13 +127,32 @@ def open_for_harness(
     if settings.backend == "transformers":
         return open_subject(checkpoint, layout)
     folder = checkpoint.folder
+    model = partial(vllm_language_model, folder, layout)
+    return Subject(**windows(folder, None), tokenizer=load_tokenizer(folder), language_model=model)
 
-    def language_model(max_length: int, batch_size: int | None) -> Any:
-        from megatron_longrope2.evaluation.hf_lm import vllm_language_model
 
-        return vllm_language_model(folder, max_length, batch_size, layout)
+def vllm_language_model(folder: Path, layout: LayoutSettings, max_length: int, batch_size: int | None) -> Any:
+    """The harness's own class for vLLM (checked against the harness's source, not run).
 
-    return Subject(**windows(folder, None), tokenizer=load_tokenizer(folder), language_model=language_model)
+    vLLM chooses one RoPE window for all prompts, by `max_length`.
+
+    Raises:
+        InputError: vLLM is not installed.
+    """
+    try:
+        from lm_eval.models.vllm_causallms import VLLM
+
+        return VLLM(
+            pretrained=str(folder),
+            max_model_len=max_length,
+            dtype="bfloat16" if layout.bf16 else "float32",
+            batch_size=batch_size or "auto",
+            tensor_parallel_size=layout.tensor_model_parallel_size,
+        )
+    except ImportError as error:
+        raise InputError(
+            f"vllm: not installed ({error}); pip install vllm, or use the transformers backend"
+        ) from error
 
 
 def measure_harness(subject: Subject, texts: TextSettings, settings: HarnessSettings) -> Measured:
@@ -139,14 +169,8 @@ def measure_harness(subject: Subject, texts: TextSettings, settings: HarnessSett
     length = prompt_length(subject, settings)
     if settings.include_path is not None and not settings.include_path.is_dir():
         raise InputError(f"{settings.include_path}: no such folder; give one with task definitions")
-    tokenizer = subject.tokenizer
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{subject.checkpoint}: tokenizer: has neither a BOS nor an EOS token, one of which lm-eval "
-            "needs; name one in tokenizer_config.json"
-        )
     samples, lengths = settings.limit or RULER_SAMPLES, settings.lengths or (length,)
-    ruler = RulerTasks.of(subject, texts, samples, lengths, settings.allow_download)
+    ruler = RulerTasks(subject, texts, samples, lengths, settings.allow_download)
     results: dict[str, Any] = {}
     with harness("lm-eval", settings.allow_download):
         paths = str(settings.include_path) if settings.include_path else None

@@ -1,18 +1,10 @@
-"""Hugging Face folders as lm-evaluation-harness calls a model: in transformers, or in vLLM.
-
-vLLM chooses one RoPE window for the whole engine, by its `max_model_len`: the short benchmarks there are a
-run of their own with a short one. Its path was checked against the harness's source, not run.
-"""
+"""A Hugging Face model as lm-evaluation-harness calls it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from megatron_longrope2.errors import InputError
-from megatron_longrope2.model.settings import LayoutSettings
 
 
 class OneWindowABatch(HFLM):
@@ -52,25 +44,3 @@ class OneWindowABatch(HFLM):
             scored = super()._loglikelihood_tokens([requests[n] for n in numbers], *args, **options)
             results.update(zip(numbers, scored, strict=True))
         return [results[number] for number in range(len(requests))]
-
-
-def vllm_language_model(folder: Path, max_length: int, batch_size: int | None, layout: LayoutSettings) -> Any:
-    """The harness's own class for vLLM.
-
-    Raises:
-        InputError: vLLM is not installed.
-    """
-    try:
-        from lm_eval.models.vllm_causallms import VLLM
-
-        return VLLM(
-            pretrained=str(folder),
-            max_model_len=max_length,
-            dtype="bfloat16" if layout.bf16 else "float32",
-            batch_size=batch_size or "auto",
-            tensor_parallel_size=layout.tensor_model_parallel_size,
-        )
-    except ImportError as error:
-        raise InputError(
-            f"vllm: not installed ({error}); pip install vllm, or use the transformers backend"
-        ) from error

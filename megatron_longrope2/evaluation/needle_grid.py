@@ -1,25 +1,18 @@
 """Needle in a haystack over a grid of lengths and depths: accuracy and perplexity of the answer."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.settings import NeedleSettings, TextSettings
 from megatron_longrope2.evaluation.subject import LoadedSubject
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
-from megatron_longrope2.statistics import (
-    Estimate,
-    exponential_interval,
-    finite,
-    mean_interval,
-    paired_difference,
-    proportion_interval,
-)
+from megatron_longrope2.statistics import Estimate, proportion_interval
 
 
 @dataclass(frozen=True)
@@ -85,45 +78,38 @@ class NeedleGrid:
         return sum(score.exact for score in self.scores) / len(self.scores)
 
     @property
-    def accuracy_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy."""
-        return proportion_interval(sum(score.exact for score in self.scores), len(self.scores))
+    def answers(self) -> Perplexity:
+        """Perplexity of the answers, over samples."""
+        return Perplexity(
+            tuple(score.nll for score in self.scores), tuple(score.tokens for score in self.scores)
+        )
 
     @property
     def perplexity(self) -> float:
         """Perplexity of the answer tokens (infinite when it overflows)."""
-        nll = sum(score.nll for score in self.scores) / sum(score.tokens for score in self.scores)
-        return math.exp(nll) if nll < 700 else math.inf
-
-    @property
-    def perplexity_interval(self) -> tuple[float, float]:
-        """95 % interval of the perplexity, over samples."""
-        return exponential_interval(mean_interval([score.nll / score.tokens for score in self.scores]))
+        return self.answers.value
 
     def table(self) -> list[list[float]]:
         """Accuracy [lengths, depths]."""
         return [[self.at(length, depth).accuracy for depth in self.depths] for length in self.lengths]
 
-    def by_length(self) -> dict[str, dict[str, Any]]:
-        """Accuracy and perplexity at each length, with 95 % intervals; JSON-ready, None for infinity."""
-        return {
-            str(length): {
+    def to_dict(self) -> dict[str, Any]:
+        """Accuracy and perplexity by length with 95 % intervals, and every sample's score; JSON-ready."""
+        by_length = {}
+        for length in self.lengths:
+            part = self.at(length)
+            exact, measured = sum(score.exact for score in part.scores), part.answers.to_dict()
+            by_length[str(length)] = {
                 "accuracy": part.accuracy,
-                "accuracy_ci95": list(part.accuracy_interval),
-                "perplexity": finite(part.perplexity),
-                "perplexity_ci95": [finite(end) for end in part.perplexity_interval],
+                "accuracy_ci95": list(proportion_interval(exact, len(part.scores))),
+                "perplexity": measured["perplexity"],
+                "perplexity_ci95": measured["ci95"],
                 "samples": len(part.scores),
             }
-            for length in self.lengths
-            for part in [self.at(length)]
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Summary by length and every sample's score; JSON-ready."""
-        return {"by_length": self.by_length(), "scores": [asdict(score) for score in self.scores]}
+        return {"by_length": by_length, "scores": [asdict(score) for score in self.scores]}
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any], source: str = "needles") -> "NeedleGrid":
+    def from_dict(cls, value: Mapping[str, Any]) -> "NeedleGrid":
         """What `to_dict` wrote.
 
         Raises:
@@ -132,7 +118,7 @@ class NeedleGrid:
         try:
             return cls(tuple(NeedleScore(**score) for score in value["scores"]))
         except (KeyError, TypeError) as error:
-            raise InputError(f"{source}: not a needle grid ({error}); measure it again") from error
+            raise InputError(f"needles: not a needle grid ({error}); measure it again") from error
 
 
 def measure_needles(
@@ -203,4 +189,4 @@ def compare_needles(grid: NeedleGrid, baseline: NeedleGrid) -> Estimate:
     places = [[(score.length, score.depth, score.index) for score in one.scores] for one in (grid, baseline)]
     if places[0] != places[1]:
         raise InputError("needles: the two grids are of different samples; measure both on the same ones")
-    return paired_difference(*([s.nll / s.tokens for s in one.scores] for one in (grid, baseline)))
+    return grid.answers.difference(baseline.answers)

@@ -15,13 +15,7 @@ from megatron_longrope2.evaluation.settings import PerplexitySettings, TextSetti
 from megatron_longrope2.evaluation.subject import LoadedSubject
 from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.scoring.scorer import Scorer
-from megatron_longrope2.statistics import (
-    Estimate,
-    exponential_interval,
-    finite,
-    mean_interval,
-    paired_difference,
-)
+from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Perplexity:
         """JSON-ready; `ci95` is the perplexity's interval over texts, null where it is unbounded."""
         interval = exponential_interval(mean_interval(self.per_token))
         return {
-            "perplexity": finite(self.value),
+            "perplexity": self.value if self.value < math.inf else None,
             "ci95": list(interval) if max(interval) < math.inf else None,
             "nll": list(self.nll),
             "tokens": list(self.tokens),

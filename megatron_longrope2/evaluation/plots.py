@@ -1,6 +1,7 @@
 """Pictures of evaluations: needles by length and depth, values by length, short against long."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from megatron_longrope2.rope.plots import save_figure
 # Heat maps side by side, at most.
 COLUMNS = 4
 MARKERS = "osD^vP*X<>"
-# Length in tokens -> value and the two ends of its interval; None stands for infinity.
-Curve = Mapping[int, tuple[float | None, Sequence[float | None]]]
+# Length in tokens -> value (None where it is infinite) and the two ends of its interval, if it has one.
+Curve = Mapping[int, tuple[float | None, Sequence[float] | None]]
 
 
 def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records], folder: Path) -> list[Path]:
@@ -35,14 +36,6 @@ def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records],
     """
     originals = {about["original_length"] for about in report["checkpoints"].values()}
     original = originals.pop() if len(originals) == 1 else None
-    paths: list[Path] = []
-
-    def draw(
-        name: str, plot: Callable[..., None], values: Mapping[str, Any], *rest: Any, **options: Any
-    ) -> None:
-        if values:
-            paths.append(folder / f"{name}.png")
-            plot(values, paths[-1], *rest, **options)
 
     def curves(kind: str, field: str) -> dict[str, Curve]:
         return {
@@ -51,39 +44,40 @@ def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records],
         }
 
     grids = {
-        name: NeedleGrid.from_dict(dict(records["needle"]["result"]))
+        name: NeedleGrid.from_dict(records["needle"]["result"])
         for name, records in checkpoints.items()
         if "needle" in records
     }
-    draw("needles", plot_needles, grids, original)
     shares = curves("needle", "accuracy")
-    draw("needle_accuracy", plot_curves, shares, "needles found (share)", original, top=1.05)
-    draw(
-        "needle_perplexity",
-        plot_curves,
-        curves("needle", "perplexity"),
-        "needle perplexity",
-        original,
-        log=True,
-    )
-    draw("ruler", plot_curves, curves("ruler", "average"), "RULER average (%)", original, top=105)
     positions = {
-        name: {
-            (part["start"] + part["end"]) // 2: (part["perplexity"], part["ci95"] or ())
-            for part in found["positions"]
-        }
+        name: {(p["start"] + p["end"]) // 2: (p["perplexity"], p["ci95"]) for p in found["positions"]}
         for name, found in report["perplexity"].items()
         if found["positions"]
     }
-    label = "position of the predicted token (middle of its bucket)"
-    draw("perplexity", plot_curves, positions, "text perplexity", original, log=True, xlabel=label)
     both = {
         name: (found["short"]["perplexity"], shares[name][max(shares[name])][0])
         for name, found in report["perplexity"].items()
         if found["short"] and name in shares
     }
-    labels = ("text perplexity in the original window", "needles found at the longest length (share)")
-    draw("short_long", plot_short_against_long, both, labels)
+    plot = partial(plot_curves, original_length=original)
+    place = "position of the predicted token (middle of its bucket)"
+    ends = ("text perplexity in the original window", "needles found at the longest length (share)")
+    pictures: dict[str, tuple[Mapping[str, Any], Callable[..., None]]] = {
+        "needles": (grids, partial(plot_needles, original_length=original)),
+        "needle_accuracy": (shares, partial(plot, ylabel="needles found (share)", top=1.05)),
+        "needle_perplexity": (
+            curves("needle", "perplexity"),
+            partial(plot, ylabel="needle perplexity", log=True),
+        ),
+        "ruler": (curves("ruler", "average"), partial(plot, ylabel="RULER average (%)", top=105)),
+        "perplexity": (positions, partial(plot, ylabel="text perplexity", log=True, xlabel=place)),
+        "short_long": (both, partial(plot_short_against_long, labels=ends)),
+    }
+    paths = []
+    for name, (values, draw) in pictures.items():
+        if values:
+            paths.append(folder / f"{name}.png")
+            draw(values, paths[-1])
     return paths
 
 
@@ -174,7 +168,7 @@ def plot_curves(
     """Values with their intervals by length or position, a line for each checkpoint.
 
     Args:
-        curves: name -> values; infinite ones, and infinite ends of intervals, are not drawn.
+        curves: name -> values; infinite ones are not drawn.
         path: image to write.
         ylabel: what the values are, with their unit.
         original_length: tokens; marked by a vertical line.
@@ -186,8 +180,7 @@ def plot_curves(
     for (name, curve), marker in zip(curves.items(), MARKERS * len(curves), strict=False):
         lengths = sorted(curve)
         values = np.array([curve[length][0] for length in lengths], dtype=float)
-        ends = np.array([tuple(curve[length][1]) or (None, None) for length in lengths], dtype=float).T
-        ends = np.where(np.isfinite(ends).all(0), ends, values)
+        ends = np.array([curve[length][1] or (curve[length][0],) * 2 for length in lengths], dtype=float).T
         errors = np.maximum([values - ends[0], ends[1] - values], 0)
         style: dict[str, Any] = {"marker": marker, "markersize": 4, "elinewidth": 0.8, "capsize": 1.5}
         axes.errorbar(lengths, values, errors, label=name, **style)

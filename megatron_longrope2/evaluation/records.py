@@ -86,18 +86,25 @@ def read_named(results: Sequence[str]) -> dict[str, Records]:
         results: NAME=DIR each.
 
     Raises:
-        InputError: one is something else, a name comes twice, there is none, or as `read_records`.
+        InputError: as `by_name` and `read_records`.
     """
-    found: dict[str, Records] = {}
-    for pair in results:
-        name, separator, folder = pair.partition("=")
-        if not separator or not name:
-            raise InputError(
-                f"{pair}: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
-            )
+    return {name: read_records(folder) for name, folder in by_name(results, "DIR").items()}
+
+
+def by_name(pairs: Sequence[str], what: str) -> dict[str, str]:
+    """What the user gave as NAME=WHAT, by name.
+
+    Raises:
+        InputError: a pair is something else, a name comes twice, or there is none.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if not name or "/" in name or not value:
+            raise InputError(f"{pair}: not NAME={what}; write the name that it is shown by, then {what}")
         if name in found:
             raise InputError(f"{pair}: {name} is given twice; give each checkpoint a name of its own")
-        found[name] = read_records(folder)
+        found[name] = value
     if not found:
-        raise InputError("report: no results; give at least one NAME=DIR")
+        raise InputError(f"nothing to report; give at least one NAME={what}")
     return found

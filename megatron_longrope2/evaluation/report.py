@@ -1,5 +1,6 @@
 """One report for several checkpoints side by side: the paper's tables and figures, JSON, Markdown and PNG."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import takewhile
@@ -13,7 +14,7 @@ from megatron_longrope2.evaluation.records import Records
 from megatron_longrope2.evaluation.settings import ReportSettings
 from megatron_longrope2.files import write_json, write_text
 from megatron_longrope2.provenance import provenance
-from megatron_longrope2.statistics import exponential_interval, finite
+from megatron_longrope2.statistics import exponential_interval
 from megatron_longrope2.tables import markdown_table
 
 Form = Callable[[float], str]
@@ -138,7 +139,7 @@ def _retention(
             interval = exponential_interval(base.difference(measured))
             retention.setdefault(name, {}).update(
                 short_perplexity=base.value / measured.value,
-                short_perplexity_ci95=[finite(end) for end in interval],
+                short_perplexity_ci95=list(interval) if max(interval) < math.inf else None,
             )
     return retention
 
@@ -315,11 +316,11 @@ def _table(rows: Sequence[Mapping[Any, str]]) -> str:
 
 
 def _with_interval(
-    value: float | None, interval: Sequence[float | None] | None, form: Form, beyond: bool = False
+    value: float | None, interval: Sequence[float] | None, form: Form, beyond: bool = False
 ) -> str:
     if value is None:
         return "-"
-    low_to_high = "-".join("∞" if end is None else form(end) for end in interval or ())
+    low_to_high = "-".join(map(form, interval or ()))
     return form(value) + (f" ({low_to_high})" if low_to_high else "") + ("*" if beyond else "")
 
 

@@ -24,7 +24,7 @@ def measure_ruler(subject: Subject, texts: TextSettings, settings: RulerSettings
             `RulerTasks`.
     """
     beyond = subject.beyond_window(settings.lengths)
-    ruler = RulerTasks.of(subject, texts, settings.samples, settings.lengths, settings.allow_download)
+    ruler = RulerTasks(subject, texts, settings.samples, settings.lengths, settings.allow_download)
     names = ruler.choose(settings.tasks)
     with harness("ruler", settings.allow_download):
         from lm_eval import tasks

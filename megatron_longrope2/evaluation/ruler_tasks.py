@@ -11,16 +11,15 @@ What is added to the generators:
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from io import StringIO
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.checks import check_encodes
@@ -62,32 +61,23 @@ class RulerTasks:
     """The harness's tasks with samples from here.
 
     Attributes:
-        tokenizer: counts tokens.
+        subject: whose tokenizer counts tokens, and whose window prompts are made for.
+        texts: books that needles hide in, and the seed; 0 gives the samples that the harness makes for the
+            first task and length of a run.
         count: samples of each task and length.
         lengths: tokens of prompt and answer together, as the generators count them.
-        window: tokens that the model can read; lengths up to it are kept, longer ones are as they are.
-        seed: 0 gives the samples that the harness makes for the first task and length of a run.
-        books: texts that needles hide in.
         allow_download: use what the harness downloads, where there is nothing else.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    subject: Subject
+    texts: TextSettings
     count: int
     lengths: Sequence[int]
-    window: int
-    seed: int = 0
-    books: Sequence[str] = ()
-    allow_download: bool = False
+    allow_download: bool
 
-    @classmethod
-    def of(
-        cls, subject: Subject, texts: TextSettings, count: int, lengths: Sequence[int], allow_download: bool
-    ) -> "RulerTasks":
-        """For a checkpoint, with the books that were given, if any."""
-        books = [book.text for book in subject.books(texts)] if texts.books else []
-        return cls(
-            subject.tokenizer, count, lengths, subject.target_length, texts.seed, books, allow_download
-        )
+    @cached_property
+    def _words(self) -> list[str]:
+        return [word for book in self.subject.books(self.texts) for word in book.text.split()]
 
     def choose(self, asked: Sequence[str] | None) -> list[str]:
         """The tasks asked for, or all that can be made.
@@ -96,7 +86,7 @@ class RulerTasks:
             InputError: one is unknown, or needs books or a download.
         """
         lacking = {} if self.allow_download else dict.fromkeys(QUESTIONS, "questions that are downloaded")
-        if not (self.books or self.allow_download):
+        if not (self.texts.books or self.allow_download):
             lacking |= dict.fromkeys(BOOK_TASKS, "--books, or essays that are downloaded")
         for task in asked or ():
             if task not in TASKS:
@@ -113,16 +103,19 @@ class RulerTasks:
         Raises:
             InputError: a sample cannot be made.
         """
-        check_encodes(self.tokenizer, "One of the special magic numbers for the key is: 1234567.")
-        members = [{"task": task, "custom_dataset": partial(self._dataset, task)} for task in tasks]
+        check_encodes(self.subject.tokenizer, "One of the special magic numbers for the key is: 1234567.")
+        # A function, not a bound method or `partial`: the harness copies what it is given, deep.
+        members = [{"task": task, "custom_dataset": self._dataset(task)} for task in tasks]
         with offline_generators():
             return list(manager.load([{"group": "ruler", "task": members}])["tasks"].values())
 
-    def _dataset(self, task: str, **_: Any) -> dict[str, Any]:
+    def _dataset(self, task: str) -> Callable[..., dict[str, Any]]:
         """What the harness asks for a task's documents."""
         from datasets import Dataset
 
-        return {"test": Dataset.from_list([doc for n in self.lengths for doc in self.documents(task, n)])}
+        return lambda **_: {
+            "test": Dataset.from_list([doc for n in self.lengths for doc in self.documents(task, n)])
+        }
 
     def documents(self, task: str, length: int) -> list[dict[str, Any]]:
         """Samples that fit into the window with the beginning of the answer and the answer.
@@ -133,9 +126,11 @@ class RulerTasks:
         Raises:
             InputError: a sample cannot be made.
         """
-        room = length
+        room, window = length, max(length, self.subject.target_length)
         delimiter = "\n\n" if task == "ruler_cwe" else " "
         while True:
+            self._check_smallest(task, room)
+            self._begin_streams()
             try:
                 documents = self._draw(task, room)
             except (ValueError, RuntimeError) as error:
@@ -144,65 +139,69 @@ class RulerTasks:
             if len(documents) < self.count or not (answerable or task in QUESTIONS):
                 raise InputError(f"ruler: {length} tokens are too few for {task}; use a longer length")
             prompts = [doc["input"] + delimiter + doc["gen_prefix"] for doc in documents]
-            excess = max(map(self._tokens, prompts)) + NEW_TOKENS[task] - max(length, self.window)
+            excess = max(map(self._tokens, prompts)) + NEW_TOKENS[task] - window
             if excess <= 0:
                 return [{**doc, "max_length": length} for doc in documents]
             room -= max(excess, length // 100)
 
+    def _check_smallest(self, task: str, length: int) -> None:
+        """See that the task's smallest prompts fit: the search of three generators would never end.
+
+        Raises:
+            InputError: they do not.
+        """
+        from lm_eval.tasks.ruler import cwe_utils, fwe_utils, vt_utils
+
+        parts: list[tuple[str, int, int]] = []  # a text, what else takes room, the room
+        if task == "ruler_fwe":
+            # It draws a word for every 50 tokens; the most frequent is noise, and three are asked for.
+            parts = [(fwe_utils.TEMPLATE, 4 * 50, length)]
+        elif task == "ruler_cwe":
+            parts = [("".join(cwe_utils.generate_input_output(10, length)[:2]), NEW_TOKENS[task], length)]
+        elif task == "ruler_vt":
+            example, sample = (
+                vt_utils.generate_input_output(*size)[0] for size in ((5, 1, 4, True), (10, 1, 4))
+            )
+            parts = [(example, NEW_TOKENS[task], VT_EXAMPLE), (sample, NEW_TOKENS[task] + VT_EXAMPLE, length)]
+        for text, taken, room in parts:
+            needed = int(SPARE * self._tokens(text)) + taken
+            if needed > room:
+                raise InputError(f"ruler: {room} tokens are too few for {task}; it needs {needed}")
+
     def _draw(self, task: str, length: int) -> list[dict[str, Any]]:
-        """The harness's samples for a length, from random streams that begin anew."""
+        """The harness's samples for a length."""
         from lm_eval.tasks.ruler import cwe_utils, fwe_utils, qa_utils, vt_utils
 
         given = {"max_seq_length": length, "num_samples": self.count}
+        tokenizer = self.subject.tokenizer
         if task in NIAH:
             return self._niah(task, given)
         if task in QUESTIONS:
-            read = qa_utils.read_squad if task == "ruler_qa_squad" else qa_utils.read_hotpotqa
-            questions, texts = read()
-            self._begin_streams()
-            return qa_utils.generate_samples(self.tokenizer, texts, questions, **given)
+            questions, texts = qa_utils.read_squad() if task == "ruler_qa_squad" else qa_utils.read_hotpotqa()
+            return qa_utils.generate_samples(tokenizer, texts, questions, **given)
         if task == "ruler_fwe":
-            # It draws a word for every 50 tokens; the most frequent is noise, and three are asked for.
-            self._check_smallest(task, length, fwe_utils.TEMPLATE, taken=4 * 50)
-            self._begin_streams()
-            return fwe_utils.sys_kwext(self.tokenizer, **given)
+            return fwe_utils.sys_kwext(tokenizer, **given)
         if task == "ruler_cwe":
-            example, text, _ = cwe_utils.generate_input_output(10, length)
-            self._check_smallest(task, length, example + text, taken=NEW_TOKENS[task])
-            self._begin_streams()
-            return cwe_utils.sys_word_pair_random(tokenizer=self.tokenizer, **given)
-        example, sample = (
-            vt_utils.generate_input_output(5, 1, 4, True),
-            vt_utils.generate_input_output(10, 1, 4),
-        )
-        self._check_smallest(f"the example of {task}", VT_EXAMPLE, example[0], taken=NEW_TOKENS[task])
-        self._check_smallest(task, length, sample[0], taken=VT_EXAMPLE + NEW_TOKENS[task])
-        self._begin_streams()
-        (shown,) = vt_utils.sys_vartrack_w_noise_random(self.tokenizer, 1, VT_EXAMPLE, incremental=5)
-        return vt_utils.sys_vartrack_w_noise_random(self.tokenizer, icl_example=shown, **given)
+            return cwe_utils.sys_word_pair_random(tokenizer=tokenizer, **given)
+        (example,) = vt_utils.sys_vartrack_w_noise_random(tokenizer, 1, VT_EXAMPLE, incremental=5)
+        return vt_utils.sys_vartrack_w_noise_random(tokenizer, icl_example=example, **given)
 
     def _niah(self, task: str, given: dict[str, int]) -> list[dict[str, Any]]:
         from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
-        defaults = {
-            "type_needle_k": "words",
-            "type_needle_v": "numbers",
-            "num_needle_k": 1,
-            "num_needle_v": 1,
-        }
-        options = {"template": niah_utils.TEMPLATE, **defaults, **NIAH[task]}
+        options: dict[str, Any] = {"type_needle_k": "words", "type_needle_v": "numbers"}
+        options |= {"num_needle_k": 1, "num_needle_v": 1, "template": niah_utils.TEMPLATE, **NIAH[task]}
         if task in BOOK_TASKS:
             haystack = self._haystack(given["max_seq_length"], options)
         else:
             haystack = prepare_niah.get_haystack(options["type_haystack"])
-        self._begin_streams()
-        return prepare_niah.generate_samples(haystack, self.tokenizer, **options, **given)
+        return prepare_niah.generate_samples(haystack, self.subject.tokenizer, **options, **given)
 
     def _haystack(self, length: int, options: dict[str, Any]) -> list[str]:
         """Words of the books, enough for a length in tokens."""
         from lm_eval.tasks.ruler import prepare_niah
 
-        words = " ".join(self.books).split() or prepare_niah.get_haystack("essay")
+        words = self._words if self.texts.books else prepare_niah.get_haystack("essay")
         words = words * (1 + length // len(words))
         if length >= COARSE:
             return words
@@ -217,17 +216,11 @@ class RulerTasks:
             words = words[: int(0.95 * len(words))]
         return words
 
-    def _check_smallest(self, what: str, length: int, text: str, taken: int) -> None:
-        """Theirs never end where their smallest prompt, such as `text`, does not fit beside what is taken."""
-        needed = int(SPARE * self._tokens(text)) + taken
-        if needed > length:
-            raise InputError(f"ruler: {length} tokens are too few for {what}; use {needed} or more")
-
     def _begin_streams(self) -> None:
         """Seed the generators' random streams; as at the start of the harness with seed 0."""
         from lm_eval.tasks.ruler import cwe_utils
 
-        random.seed(self.seed)
+        random.seed(self.texts.seed)
         np.random.seed(1234)
         # As its import left it: the words were shuffled with it.
         stream = random.Random(42)
@@ -235,7 +228,7 @@ class RulerTasks:
         cwe_utils.RNG.setstate(stream.getstate())
 
     def _tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, verbose=False)["input_ids"])
+        return len(self.subject.tokenizer(text, verbose=False)["input_ids"])
 
 
 @contextmanager

@@ -63,8 +63,9 @@ def test_the_last_token_is_the_one_that_ends_a_row(single: Any) -> None:
 
 
 def test_sampling(single: Any) -> None:
-    assert single["sampled"] != single["tokens"]
-    assert single["top_1"] == single["tokens"]
+    tokens = [row[:8] for row in single["tokens"]]
+    assert single["sampled"] != tokens
+    assert single["top_1"] == tokens
 
 
 def test_refusals(single: Any) -> None:
@@ -78,7 +79,7 @@ def test_refusals(single: Any) -> None:
 @pytest.mark.slow
 def test_layouts_agree(single: Any, measured: Callable[..., dict[str, Any]]) -> None:
     split = measured(2, 2, 1)["generation"]
-    assert split["tokens"] == split["together"] == single["tokens"]
+    assert split["tokens"] == single["tokens"]
     assert split["sampled"] == single["sampled"]
     for logits, wanted in zip(split["logits"], single["logits"], strict=True):
         torch.testing.assert_close(torch.tensor(logits), torch.tensor(wanted), rtol=0, atol=1e-4)

@@ -12,7 +12,8 @@ from lm_eval.models.huggingface import HFLM
 from megatron_longrope2 import hf
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.hf_lm import OneWindowABatch, vllm_language_model
+from megatron_longrope2.evaluation.harness import vllm_language_model
+from megatron_longrope2.evaluation.hf_lm import OneWindowABatch
 from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from tests.evaluation.harness_tasks import TASKS, ruler, run_tasks, small_harness
@@ -99,4 +100,4 @@ def test_a_batch_of_both_windows(tiny_llama: Path) -> None:
 
 def test_vllm_is_asked_for(tiny_llama: Path) -> None:
     with pytest.raises(InputError, match="vllm: not installed"):
-        vllm_language_model(tiny_llama / "hf", 256, None, LayoutSettings(bf16=True))
+        vllm_language_model(tiny_llama / "hf", LayoutSettings(bf16=True), 256, None)

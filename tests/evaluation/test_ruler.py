@@ -58,10 +58,16 @@ def tokenizer(
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.fixture
-def make(tokenizer: PreTrainedTokenizerBase, books: Path) -> Any:
-    texts = [path.read_text() for path in sorted(books.iterdir())]
-    return partial(RulerTasks, tokenizer, COUNT, (LENGTH,), window=10 * LENGTH, books=texts)
+@pytest.fixture(scope="module")
+def make(tokenizer: Any, books: Path) -> Any:
+    def tasks(
+        seed: int = 0, window: int = 10 * LENGTH, books: Path | None = books, **options: Any
+    ) -> RulerTasks:
+        subject = Subject("somewhere", "pi", 64, window, tokenizer, mock.Mock())
+        given = {"count": COUNT, "lengths": (LENGTH,), "allow_download": False, **options}
+        return RulerTasks(subject, TextSettings(books=books, seed=seed), **given)
+
+    return tasks
 
 
 def theirs(generators: Any, task: str, tokenizer: Any, length: int, words: list[str]) -> list[dict[str, Any]]:
@@ -109,7 +115,7 @@ def test_same_documents(task: str, length: int, make: Any, generators: Any, toke
     rng = random.Random(42)
     rng.shuffle(list(generators["cwe"].WORDS))
     generators["cwe"].RNG.setstate(rng.getstate())
-    words = " ".join(tasks.books).split()
+    words = [word for book in tasks.subject.books(tasks.texts) for word in book.text.split()]
     wanted = theirs(generators, task, tokenizer, length, words * (1 + length // len(words)))
     documents = tasks.documents(task, length)
     assert documents == wanted
@@ -146,8 +152,8 @@ def test_too_short_is_refused_and_nothing_hangs(task: str, length: int, make: An
 def test_what_needs_books_or_a_download(make: Any) -> None:
     tasks = make()
     assert tasks.choose(None) == list(OFFLINE)
-    assert make(books=()).choose(None) == [task for task in OFFLINE if task not in BOOK_TASKS]
-    assert make(books=(), allow_download=True).choose(None) == list(TASKS)
+    assert make(books=None).choose(None) == [task for task in OFFLINE if task not in BOOK_TASKS]
+    assert make(books=None, allow_download=True).choose(None) == list(TASKS)
     for refused, message in (
         (QUESTIONS[0], "ruler_qa_squad needs questions that are downloaded"),
         ("ruler_qa", "'ruler_qa' is unknown"),
@@ -155,7 +161,7 @@ def test_what_needs_books_or_a_download(make: Any) -> None:
         with pytest.raises(InputError, match=message):
             tasks.choose([refused])
     with pytest.raises(InputError, match="niah_multivalue needs --books, or essays that are downloaded"):
-        make(books=()).choose(["niah_multivalue"])
+        make(books=None).choose(["niah_multivalue"])
 
 
 class Parrot(LM):
@@ -174,7 +180,7 @@ class Parrot(LM):
         return [request.args[0][-(self.characters or 0) :] for request in requests]
 
 
-def test_scores_are_the_harness_s(tokenizer: Any, books: Path) -> None:
+def test_scores_are_the_harness_s(make: Any, tokenizer: Any, books: Path) -> None:
     from lm_eval.tasks.ruler.common_utils import process_results
 
     settings = RulerSettings(lengths=(LENGTH, 4096), samples=2, tasks=("niah_multivalue", "ruler_vt"))
@@ -185,9 +191,7 @@ def test_scores_are_the_harness_s(tokenizer: Any, books: Path) -> None:
         assert list(measured.result["average"]) == [str(LENGTH), "4096"]
         if average is not None:
             assert set(measured.result["average"].values()) == {average}
-    tasks = RulerTasks(
-        tokenizer, 2, (), 8192, seed=3, books=[path.read_text() for path in sorted(books.iterdir())]
-    )
+    tasks = make(seed=3, window=8192, count=2)
     for task in settings.tasks or ():
         for length in settings.lengths:
             documents = tasks.documents(task, length)

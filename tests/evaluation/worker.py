@@ -44,14 +44,19 @@ def generation(model: LoadedModel) -> dict[str, Any]:
         return greedy(logits)
 
     rows = generate(model, prompts(), 12, choose=recorded, batch_size=1)
+    results = {
+        "tokens": rows,
+        "logits": [steps[start : start + 12] for start in range(0, len(steps), 12)],
+        "sampled": generate(model, prompts(), 8, choose=sampling(1.0, top_k=50, top_p=0.9)),
+    }
+    if torch.distributed.get_world_size() > 1:
+        return results
     stop = rows[1][3]
     return {
-        "tokens": rows,
+        **results,
         "together": generate(model, prompts(), 12),
-        "logits": [steps[start : start + 12] for start in range(0, len(steps), 12)],
         "stopped": generate(model, prompts()[1:2], 12, finished=lambda new: new[-1] == stop)[0],
-        "sampled": generate(model, prompts(), 12, choose=sampling(1.0, top_k=50, top_p=0.9)),
-        "top_1": generate(model, prompts(), 12, choose=sampling(0.7, top_k=1)),
+        "top_1": generate(model, prompts(), 8, choose=sampling(0.7, top_k=1)),
         "too_long": refusal(model, [[1] * 250]),
         "empty": refusal(model, [[1], []]),
     }

@@ -120,10 +120,14 @@ def test_compares_checkpoints_and_factor_files(model: Path, monkeypatch, tmp_pat
     with pytest.raises(TypeError, match="not callable"):
         run(*words)
     for wrong, message in (
-        (["compare", "plain", *options], "plain: not NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS"),
+        (["compare", f"{candidates[1]},", *options], "no factor file after the comma"),
+        (["compare", "plain", *options], "plain: not NAME=CHECKPOINT[,FACTORS]; write the name"),
         (["compare", f"a={tmp_path / 'no'}", *options], f"{tmp_path / 'no'}: no such folder"),
         (["compare", candidates[1], *options], "--baseline: 'plain' is not one of ntk"),
-        (["compare", candidates[0], *words[1:]], "give each a name of its own"),
+        (
+            ["compare", candidates[0], *words[1:]],
+            "plain is given twice; give each checkpoint a name of its own",
+        ),
     ):
         assert message in refused(*wrong)
 
@@ -136,7 +140,7 @@ def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
         tasks = ("--tasks", "ruler_cwe", "ruler_fwe")
         run("ruler", *here, "--lengths", LONG, "--samples", 1, *tasks)
         too_short = ("ruler", *here, "--lengths", 100, "--tasks", "ruler_fwe")
-        assert "ruler: 100 tokens are too few for ruler_fwe; use" in refused(*too_short)
+        assert "ruler: 100 tokens are too few for ruler_fwe; it needs" in refused(*too_short)
         books = ("ruler", *here, "--lengths", LONG, "--tasks", "niah_single_2")
         assert "niah_single_2 needs --books, or essays that are downloaded" in refused(*books)
     record = read_records(tmp_path / "r")["ruler"]
@@ -192,9 +196,7 @@ def test_refusals(model: Path, tmp_path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(blind)
     what = ("--hf-dir", blind, "--books", model / "books", "--lengths", 150)
     assert "tokenizer: cannot encode the haystack" in refused("needle", *what, *out)
-    assert refused("report", "a", *out) == (
-        "a: not NAME=DIR; write the name that a checkpoint is shown by, then its results"
-    )
+    assert refused("report", "a", *out) == ("a: not NAME=DIR; write the name that it is shown by, then DIR")
     assert "no results there" in refused("report", f"a={tmp_path}", *out)
     here = tmp_path / "here"
     here.mkdir()
