@@ -17,12 +17,13 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.harness import measure_harness
 from megatron_longrope2.evaluation.needle_grid import measure_needle
 from megatron_longrope2.evaluation.perplexity import measure_perplexity
-from megatron_longrope2.evaluation.records import Measured, as_json, by_name, read_records, write_record
+from megatron_longrope2.evaluation.records import FORMAT, Measured, as_json, by_name, read_records
 from megatron_longrope2.evaluation.ruler import measure_ruler
 from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
 from megatron_longrope2.evaluation.subject import open_subject
-from megatron_longrope2.files import read_json
+from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.model.settings import LayoutSettings
+from megatron_longrope2.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +116,10 @@ def measure_into(
     measured: Measured = MEASURES[kind](subject, texts, settings)
     if not is_first_process():
         return None
-    asked = _asked(checkpoint, texts, settings)
-    path = write_record(folder, kind, subject.about(), asked, measured, time.monotonic() - start)
-    print(f"{measured.summary}\n{path}")
+    about = {"format": FORMAT, "kind": kind, **subject.about(), "beyond_window": measured.beyond}
+    about |= {**_asked(checkpoint, texts, settings), "seconds": time.monotonic() - start, **provenance()}
+    write_json(folder / f"{kind}.json", {**about, "result": measured.result})
+    print(f"{measured.summary}\n{folder / f'{kind}.json'}")
     return measured
 
 

@@ -76,6 +76,7 @@ def harness(what: str, allow_download: bool) -> Iterator[None]:
         import datasets.config
         import huggingface_hub.constants
         import lm_eval  # noqa: F401
+        import nltk
         import wonderwords  # noqa: F401
     except ImportError as error:
         raise InputError(f"{what}: {error}; pip install 'megatron-longrope2[eval]'") from error
@@ -90,6 +91,7 @@ def harness(what: str, allow_download: bool) -> Iterator[None]:
             # Both read the environment when they are imported.
             mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", not allow_download),
             mock.patch.object(datasets.config, "HF_HUB_OFFLINE", not allow_download),
+            mock.patch("nltk.download", nltk.download if allow_download else _refuse_nltk),
         ):
             yield
     except OSError as error:
@@ -97,6 +99,10 @@ def harness(what: str, allow_download: bool) -> Iterator[None]:
             f"{what}: {str(error).splitlines()[0]}; its data are downloaded: add --allow-download where "
             "there is a network, or set HF_HOME to a cache that has them"
         ) from error
+
+
+def _refuse_nltk(what: str, *_: Any, **__: Any) -> None:
+    raise OSError(f"nltk's {what} is not on this machine")
 
 
 def task_manager(subject: Subject, lengths: Sequence[int], **options: Any) -> Any:

@@ -177,13 +177,20 @@ def plot_curves(
         xlabel: what the lengths are.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for (name, curve), marker in zip(curves.items(), MARKERS * len(curves), strict=False):
+    for number, (name, curve) in enumerate(curves.items()):
         lengths = sorted(curve)
+        # Side by side: intervals at the same length would cover each other.
+        places = [length * 1.02 ** (number - len(curves) / 2) for length in lengths]
         values = np.array([curve[length][0] for length in lengths], dtype=float)
         ends = np.array([curve[length][1] or (curve[length][0],) * 2 for length in lengths], dtype=float).T
         errors = np.maximum([values - ends[0], ends[1] - values], 0)
-        style: dict[str, Any] = {"marker": marker, "markersize": 4, "elinewidth": 0.8, "capsize": 1.5}
-        axes.errorbar(lengths, values, errors, label=name, **style)
+        style: dict[str, Any] = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 4,
+            "elinewidth": 0.8,
+            "capsize": 1.5,
+        }
+        axes.errorbar(places, values, errors, label=name, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if log:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import read_json, write_json
-from megatron_longrope2.provenance import provenance
+from megatron_longrope2.files import read_json
 
 FORMAT = "longrope2-evaluation/2"
 KINDS = ("needle", "perplexity", "ruler", "lm_eval")
@@ -29,28 +28,6 @@ class Measured:
     result: dict[str, Any]
     beyond: list[int]
     summary: str
-
-
-def write_record(
-    folder: Path,
-    kind: str,
-    about: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    measured: Measured,
-    seconds: float,
-) -> Path:
-    """Write `folder`/`kind`.json whole.
-
-    Args:
-        kind: one of KINDS.
-        about: the checkpoint, from `Subject.about`.
-        asked: what the user asked for, from `as_json`.
-        seconds: wall-clock time.
-    """
-    path = folder / f"{kind}.json"
-    record = {"format": FORMAT, "kind": kind, **about, "beyond_window": measured.beyond, **asked}
-    write_json(path, {**record, "seconds": seconds, **provenance(), "result": measured.result})
-    return path
 
 
 def as_json(value: Any) -> Any:

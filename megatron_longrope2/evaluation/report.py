@@ -125,12 +125,8 @@ def _retention(
     retention: dict[str, dict[str, Any]] = {}
     before = report["short"].get(baseline)
     for name, after in report["short"].items():
-        if (
-            before
-            and before["average"]
-            and after["average"]
-            and before["tasks"].keys() == after["tasks"].keys()
-        ):
+        comparable = before and before["average"] and before["tasks"].keys() == after["tasks"].keys()
+        if comparable and after["average"]:
             retention.setdefault(name, {})["short_average"] = after["average"] / before["average"]
     texts = {name: found for name, records in checkpoints.items() if (found := _short_texts(records))}
     for name, (decided, measured) in texts.items():

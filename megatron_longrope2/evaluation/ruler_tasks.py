@@ -50,8 +50,8 @@ NEW_TOKENS = {
 TASKS = tuple(NEW_TOKENS)
 # Tokens that the generator of variable tracking gives its solved example.
 VT_EXAMPLE = 500
-# How much longer than one drawn smallest prompt the others may be.
-SPARE = 1.25
+# Tokens by which its smallest prompts may differ.
+VT_SPARE = 32
 # Tokens from which on the generators' steps are small against the length.
 COARSE = 4096
 
@@ -135,8 +135,10 @@ class RulerTasks:
                 documents = self._draw(task, room)
             except (ValueError, RuntimeError) as error:
                 raise InputError(f"ruler: {task} at {length} tokens: {error}") from error
-            answerable = all(text in doc["input"] for doc in documents for text in doc["outputs"])
-            if len(documents) < self.count or not (answerable or task in QUESTIONS):
+            answerable = task in QUESTIONS or all(
+                doc["outputs"] and all(text in doc["input"] for text in doc["outputs"]) for doc in documents
+            )
+            if len(documents) < self.count or not answerable:
                 raise InputError(f"ruler: {length} tokens are too few for {task}; use a longer length")
             prompts = [doc["input"] + delimiter + doc["gen_prefix"] for doc in documents]
             excess = max(map(self._tokens, prompts)) + NEW_TOKENS[task] - window
@@ -152,21 +154,27 @@ class RulerTasks:
         """
         from lm_eval.tasks.ruler import cwe_utils, fwe_utils, vt_utils
 
-        parts: list[tuple[str, int, int]] = []  # a text, what else takes room, the room
+        # What it is, a prompt with its answer, what else takes room, the room.
+        parts: list[tuple[str, str, int, int]] = []
         if task == "ruler_fwe":
             # It draws a word for every 50 tokens; the most frequent is noise, and three are asked for.
-            parts = [(fwe_utils.TEMPLATE, 4 * 50, length)]
+            parts = [(task, fwe_utils.TEMPLATE, 4 * 50, length)]
         elif task == "ruler_cwe":
-            parts = [("".join(cwe_utils.generate_input_output(10, length)[:2]), NEW_TOKENS[task], length)]
+            parts = [(task, " ".join(map(str, cwe_utils.generate_input_output(10, length))), 120, length)]
         elif task == "ruler_vt":
-            example, sample = (
-                vt_utils.generate_input_output(*size)[0] for size in ((5, 1, 4, True), (10, 1, 4))
+            shown, sample = (
+                " ".join(map(str, vt_utils.generate_input_output(*size)))
+                for size in ((5, 1, 4, True), (10, 1, 4))
             )
-            parts = [(example, NEW_TOKENS[task], VT_EXAMPLE), (sample, NEW_TOKENS[task] + VT_EXAMPLE, length)]
-        for text, taken, room in parts:
-            needed = int(SPARE * self._tokens(text)) + taken
+            taken = NEW_TOKENS[task] + VT_SPARE
+            parts = [(f"the example of {task}", shown, taken, VT_EXAMPLE)]
+            parts += [(task, sample, VT_EXAMPLE + taken, length)]
+        for what, text, taken, room in parts:
+            needed = self._tokens(text) + taken
             if needed > room:
-                raise InputError(f"ruler: {room} tokens are too few for {task}; it needs {needed}")
+                raise InputError(
+                    f"ruler: {room} tokens are too few for {what}; this tokenizer needs {needed}"
+                )
 
     def _draw(self, task: str, length: int) -> list[dict[str, Any]]:
         """The harness's samples for a length."""

@@ -68,11 +68,8 @@ class Subject:
             )
         if beyond and device.is_first_process():
             logger.warning(
-                "%s: not extended (RoPE factors: %s): lengths %s are beyond its window of %s tokens",
-                self.checkpoint,
-                self.method,
-                ", ".join(map(str, beyond)),
-                self.target_length,
+                f"{self.checkpoint}: not extended (RoPE factors: none): lengths {', '.join(map(str, beyond))} "
+                f"are beyond its window of {self.target_length} tokens"
             )
         return beyond
 

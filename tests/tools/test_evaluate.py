@@ -140,7 +140,7 @@ def test_ruler_by_the_command_line(model: Path, monkeypatch, tmp_path) -> None:
         tasks = ("--tasks", "ruler_cwe", "ruler_fwe")
         run("ruler", *here, "--lengths", LONG, "--samples", 1, *tasks)
         too_short = ("ruler", *here, "--lengths", 100, "--tasks", "ruler_fwe")
-        assert "ruler: 100 tokens are too few for ruler_fwe; it needs" in refused(*too_short)
+        assert "ruler: 100 tokens are too few for ruler_fwe; this tokenizer needs" in refused(*too_short)
         books = ("ruler", *here, "--lengths", LONG, "--tasks", "niah_single_2")
         assert "niah_single_2 needs --books, or essays that are downloaded" in refused(*books)
     record = read_records(tmp_path / "r")["ruler"]
