@@ -67,9 +67,10 @@ class Subject:
                 f"{self.target_length}; use at most that, or factors for a longer target"
             )
         if beyond and device.is_first_process():
+            lengths = ", ".join(map(str, beyond))
             logger.warning(
-                f"{self.checkpoint}: not extended (RoPE factors: none): lengths {', '.join(map(str, beyond))} "
-                f"are beyond its window of {self.target_length} tokens"
+                f"{self.checkpoint}: not extended (RoPE factors: none): lengths {lengths} are beyond its "
+                f"window of {self.target_length} tokens"
             )
         return beyond
 
