@@ -3,14 +3,11 @@
 from cyclopts import App
 
 from megatron_longrope2.errors import run_main
-from megatron_longrope2.launch.attempts import begin, end
-from megatron_longrope2.launch.preflight import preflight
 
-app = App(
-    name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero"
-)
-for command in (begin, preflight, end):
-    app.command(command)
+app = App(name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero")
+app.command("megatron_longrope2.launch.attempts:begin")
+app.command("megatron_longrope2.launch.preflight:preflight")
+app.command("megatron_longrope2.launch.attempts:end")
 
 if __name__ == "__main__":
     run_main(app)
