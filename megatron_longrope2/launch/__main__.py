@@ -4,7 +4,9 @@ from cyclopts import App
 
 from megatron_longrope2.errors import run_main
 
-app = App(name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero")
+app = App(
+    name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero"
+)
 app.command("megatron_longrope2.launch.attempts:begin")
 app.command("megatron_longrope2.launch.preflight:preflight")
 app.command("megatron_longrope2.launch.attempts:end")
