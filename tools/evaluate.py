@@ -49,13 +49,23 @@ def ruler(*, job: JobSettings, settings: RulerSettings) -> None:
 
 
 @main.command
-def lm_eval(*, job: JobSettings, settings: HarnessSettings = HarnessSettings()) -> None:
-    """Tasks of lm-evaluation-harness (needs the `eval` extra)."""
+def lm_eval(
+    *,
+    checkpoint: CheckpointSettings = CheckpointSettings(),
+    layout: LayoutSettings = LayoutSettings(),
+    settings: HarnessSettings = HarnessSettings(),
+    output: Path,
+) -> None:
+    """Tasks of lm-evaluation-harness (needs the `eval` extra).
+
+    Args:
+        output: Folder of the results.
+    """
     from megatron_longrope2.evaluation.compare import measure_into
     from megatron_longrope2.evaluation.harness import open_for_harness
 
-    subject = open_for_harness(job.checkpoint, job.layout, settings)
-    measure_into(job.output, "lm_eval", subject, job.checkpoint, job.texts, settings)
+    subject = open_for_harness(checkpoint, layout, settings)
+    measure_into(output, "lm_eval", subject, checkpoint, TextSettings(), settings)
 
 
 @main.command

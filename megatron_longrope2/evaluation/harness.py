@@ -5,9 +5,8 @@ Needs the `eval` extra. Nothing is downloaded unless that is allowed.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from unittest import mock
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.records import Measured
-from megatron_longrope2.evaluation.ruler_tasks import TASKS, RulerTasks
+from megatron_longrope2.evaluation.ruler_tasks import TASKS
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
     HarnessSettings,
@@ -27,38 +26,14 @@ from megatron_longrope2.model.settings import LayoutSettings
 
 # Tokens of a prompt in the paper's short suite (LongRoPE2 section 4.1).
 SHORT_LENGTH = 4096
-# The harness's names for all of RULER.
-RULER_GROUPS = ("ruler", "longcxt")
-RULER_SAMPLES = 100
-
-
-@dataclass(frozen=True)
-class HarnessTask:
-    """A task of the harness.
-
-    Attributes:
-        name: the harness's.
-        shots: solved examples in front; None: the task's own number.
-        metric: what a report shows, by the harness's name.
-    """
-
-    name: str
-    shots: int | None = None
-    metric: str | None = None
-
-
-# The numbers of shots are the Open LLM Leaderboard's; the paper names the tasks only.
-SHORT_SUITE = (
-    HarnessTask("mmlu", 5, "acc"),
-    HarnessTask("mmlu_pro", 5, "exact_match"),
-    HarnessTask("hellaswag", 10, "acc_norm"),
-    HarnessTask("truthfulqa_mc2", 0, "acc"),
-    HarnessTask("gsm8k", 5, "exact_match"),
-)
-SUITES = {
-    "short": SHORT_SUITE,
-    "long": (HarnessTask("ruler"), HarnessTask("longbench")),
-    "ruler": (HarnessTask("ruler"),),
+# The paper's short benchmarks: how many solved examples stand in front, and the metric that a report shows.
+# The paper names the tasks only; the numbers of examples are the Open LLM Leaderboard's.
+SHORT_SUITE: dict[str, tuple[int | None, str | None]] = {
+    "mmlu": (5, "acc"),
+    "mmlu_pro": (5, "exact_match"),
+    "hellaswag": (10, "acc_norm"),
+    "truthfulqa_mc2": (0, "acc"),
+    "gsm8k": (5, "exact_match"),
 }
 
 
@@ -161,7 +136,7 @@ def vllm_language_model(folder: Path, layout: LayoutSettings, max_length: int, b
         ) from error
 
 
-def measure_harness(subject: Subject, texts: TextSettings, settings: HarnessSettings) -> Measured:
+def measure_harness(subject: Subject, _: TextSettings, settings: HarnessSettings) -> Measured:
     """Run tasks of lm-evaluation-harness, without chat template.
 
     Returns:
@@ -175,29 +150,35 @@ def measure_harness(subject: Subject, texts: TextSettings, settings: HarnessSett
     length = prompt_length(subject, settings)
     if settings.include_path is not None and not settings.include_path.is_dir():
         raise InputError(f"{settings.include_path}: no such folder; give one with task definitions")
-    samples, lengths = settings.limit or RULER_SAMPLES, settings.lengths or (length,)
-    ruler = RulerTasks(subject, texts, samples, lengths, settings.allow_download)
     results: dict[str, Any] = {}
     with harness("lm-eval", settings.allow_download):
+        import lm_eval
+
         paths = str(settings.include_path) if settings.include_path else None
-        manager = task_manager(subject, ruler.lengths, include_path=paths)
-        unknown = [task.name for task in tasks if task.name not in manager.all_tasks]
+        manager = task_manager(subject, [length], include_path=paths)
+        unknown = [task for task in tasks if task not in manager.all_tasks]
         if unknown:
             raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
         model = subject.language_model(length, settings.batch_size)
-    for task in tasks:
-        with harness(f"lm-eval: {task.name}", settings.allow_download):
-            found = _run(model, manager, task, ruler, settings.limit)
+    for task, (shots, metric) in tasks.items():
+        with harness(f"lm-eval: {task}", settings.allow_download):
+            found = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[task],
+                num_fewshot=shots,
+                task_manager=manager,
+                limit=settings.limit,
+                log_samples=False,
+            )
+        # Only the first process of each machine is given results.
         metrics = {
             name: {key: value for key, value in values.items() if isinstance(value, int | float)}
-            for name, values in found.items()
+            for name, values in (found["results"] if found else {}).items()
         }
-        results[task.name] = {
-            "metrics": metrics,
-            "main": _percent(task, task.metric, metrics),
-            "stderr": _percent(task, f"{task.metric}_stderr", metrics),
-            "shots": task.shots,
-        }
+        # Behind a metric's name the harness puts that of a filter.
+        own = {key.split(",")[0]: 100 * value for key, value in metrics.get(task, {}).items()}
+        main, stderr = own.get(metric or ""), own.get(f"{metric}_stderr")
+        results[task] = {"metrics": metrics, "main": main, "stderr": stderr, "shots": shots}
     lines = [f"{name}: {value['main']:.2f} %" for name, value in results.items() if value["main"] is not None]
     result = {"tasks": results, "max_length": length, "backend": settings.backend}
     return Measured(result, [], "\n".join(lines))
@@ -224,41 +205,14 @@ def prompt_length(subject: Subject, settings: HarnessSettings) -> int:
     return length
 
 
-def _chosen(settings: HarnessSettings) -> tuple[HarnessTask, ...]:
+def _chosen(settings: HarnessSettings) -> dict[str, tuple[int | None, str | None]]:
+    """The tasks with their number of solved examples and their metric."""
     if (settings.suite is None) == (settings.tasks is None):
         raise InputError("--tasks: give either --tasks or --suite")
     if settings.suite is not None:
-        return SUITES[settings.suite]
-    return tuple(HarnessTask(name, settings.shots, settings.metric) for name in settings.tasks or ())
-
-
-def _run(
-    model: Any, manager: Any, task: HarnessTask, ruler: RulerTasks, limit: int | None
-) -> Mapping[str, Any]:
-    """The harness's results of a task; of RULER's tasks on the samples of `ruler`."""
-    import lm_eval
-
-    specs: list[Any] = [task.name]
-    if task.name in (*TASKS, *RULER_GROUPS):
-        specs = ruler.load(manager, ruler.choose(None if task.name in RULER_GROUPS else [task.name]))
-        limit = None
-    found = lm_eval.simple_evaluate(
-        model=model,
-        tasks=specs,
-        num_fewshot=task.shots,
-        task_manager=manager,
-        limit=limit,
-        log_samples=False,
-    )
-    # Only the first process of each machine is given results.
-    return found["results"] if found else {}
-
-
-def _percent(
-    task: HarnessTask, metric: str | None, metrics: Mapping[str, Mapping[str, float]]
-) -> float | None:
-    """A metric of the task, whatever filter the harness put behind its name."""
-    for key, value in metrics.get(task.name, {}).items():
-        if key.split(",")[0] == metric:
-            return 100 * value
-    return None
+        return SHORT_SUITE
+    if ruler := {"ruler", "longcxt", *TASKS} & set(settings.tasks or ()):
+        raise InputError(
+            f"--tasks: {min(ruler)}: `longrope2 evaluate ruler` runs RULER's tasks, on books and offline"
+        )
+    return dict.fromkeys(settings.tasks or (), (settings.shots, settings.metric))

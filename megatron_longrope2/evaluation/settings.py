@@ -212,27 +212,25 @@ class HarnessSettings:
     """Tasks of lm-evaluation-harness and how they are run.
 
     Attributes:
-        suite: The paper's short benchmarks, its long ones (RULER and LongBench), or RULER alone.
+        suite: The paper's short benchmarks.
         tasks: Names of tasks or groups of the harness, instead of --suite.
         shots: Number of solved examples in front of each question of --tasks; by default each task's own.
         metric: What a report shows of --tasks, by the harness's name, such as acc.
         max_length: Longest prompt with its answer, tokens; longer prompts lose their beginning. By default
             4096 for the short suite, else the target length.
-        lengths: Lengths for tasks that make their own prompts, tokens; by default --max-length.
         backend: What runs a Hugging Face folder.
         include_path: Folder of further task definitions.
-        limit: Number of documents of each task; by default all, of RULER 100.
+        limit: Number of documents of each task; by default all.
         batch_size: Documents that are computed at once; by default as many as fit into the free memory.
         allow_download: Let the harness download what its tasks need; without it they find their data in the
             cache or fail.
     """
 
-    suite: Literal["short", "long", "ruler"] | None = None
+    suite: Literal["short"] | None = None
     tasks: tuple[str, ...] | None = None
     shots: NonNegativeInt | None = None
     metric: str | None = None
     max_length: PositiveInt | None = None
-    lengths: tuple[PositiveInt, ...] = ()
     backend: Literal["transformers", "vllm"] = "transformers"
     include_path: Path | None = None
     limit: PositiveInt | None = None

@@ -67,9 +67,9 @@ class Subject:
                 f"{self.target_length}; use at most that, or factors for a longer target"
             )
         if beyond and device.is_first_process():
-            lengths = ", ".join(map(str, beyond))
+            named = ", ".join(map(str, beyond))
             logger.warning(
-                f"{self.checkpoint}: not extended (RoPE factors: none): lengths {lengths} are beyond its "
+                f"{self.checkpoint}: not extended (RoPE factors: none): lengths {named} are beyond its "
                 f"window of {self.target_length} tokens"
             )
         return beyond
