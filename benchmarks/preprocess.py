@@ -17,10 +17,9 @@ from cyclopts.types import PositiveInt
 
 from benchmarks.measuring import Measurement, in_turns
 from megatron_longrope2.data.documents import iter_documents, slices
-from megatron_longrope2.data.encoder import load_encoder
+from megatron_longrope2.data.preprocess import build_shard
 from megatron_longrope2.data.settings import PreprocessSettings
-from megatron_longrope2.data.shards import Shard, build_shard
-from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.data.tokenizer import load_encoder, load_tokenizer
 from megatron_longrope2.errors import InputError
 
 
@@ -52,7 +51,7 @@ def measure(settings: Settings) -> Measurement:
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the ratio is of one core to one core
     encoder = load_encoder(settings.tokenizer)
-    if encoder.kind != "huggingface":
+    if encoder.file.suffix != ".json":
         raise InputError(f"{settings.tokenizer}: no tokenizer.json; give a folder of a Hugging Face model")
     backend = load_tokenizer(settings.tokenizer).backend_tokenizer
     text = "\n".join(document.text for document in iter_documents(settings.input))[: settings.characters]
@@ -62,7 +61,7 @@ def measure(settings: Settings) -> Measurement:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "text.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        shard = Shard(tuple(slices(file, file.stat().st_size)))
+        shard = slices(file, file.stat().st_size)
         config = PreprocessSettings(
             input=file, output=Path(folder), tokenizer=Path(settings.tokenizer), original_length=8192
         )

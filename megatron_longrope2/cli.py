@@ -44,7 +44,7 @@ def command_line(name: str, **options: Any) -> App:
         name=name,
         help_format="markdown",
         default_parameter=Parameter(
-            consume_multiple=True,
+            consume_multiple=1,
             allow_repeating=True,
             negative=(),
             show_default=_as_typed,

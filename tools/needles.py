@@ -10,8 +10,16 @@ def main(*, settings: NeedleSettings) -> None:
     its end. The samples are written as OUTPUT.bin and OUTPUT.idx, for `longrope2 train --pool`.
     """
     # Megatron takes seconds to import; wrong options need not wait for it.
-    from megatron_longrope2.data.needle_pool import write_needles
+    from tqdm import tqdm
 
-    count, books = write_needles(settings)
-    lengths = " / ".join(map(str, settings.lengths))
-    print(f"{settings.output}: {count} samples of {lengths} tokens from {books} books")
+    from megatron_longrope2.data.documents import read_books
+    from megatron_longrope2.data.needles import NeedleSampler
+    from megatron_longrope2.data.pools import write_documents
+    from megatron_longrope2.data.tokenizer import load_tokenizer
+
+    tokenizer, books = load_tokenizer(settings.tokenizer), read_books(settings.books)
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys=settings.keys)
+    samples = sampler.samples(settings.samples, settings.lengths, settings.needle_depths)
+    documents = (sample.tokens.numpy() for sample in tqdm(samples, "needles", settings.samples))
+    count = write_documents(settings.output, documents, vocab_size=len(tokenizer))
+    print(f"{settings.output}: {count} samples of {' / '.join(map(str, settings.lengths))} tokens")

@@ -28,7 +28,7 @@ def main(*, settings: PreprocessSettings, mix: str | None = None, dry_run: bool 
         print(mixes.token_table(sources, settings))
         return
     manifest = preprocess(settings)
-    for bucket in manifest["buckets"]:
-        print(f"{bucket['name']}: {bucket['documents']:,} documents, {bucket['tokens']:,} tokens")
-    if manifest["documents_too_long"]:
-        print(f"dropped as longer than the last bucket: {manifest['documents_too_long']:,} documents")
+    for name, size in manifest.buckets.items():
+        print(f"{name}: {size.documents:,} documents, {size.tokens:,} tokens")
+    if manifest.documents_too_long:
+        print(f"dropped as longer than the last bucket: {manifest.documents_too_long:,} documents")

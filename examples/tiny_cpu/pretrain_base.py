@@ -21,8 +21,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document, read_books
-from megatron_longrope2.data.needle_keys import key_pool
-from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler
+from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler, key_pool
 from megatron_longrope2.errors import run_main
 from megatron_longrope2.files import replacing
 

@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, model_validator
 
-from megatron_longrope2.data.encoder import load_encoder
-from megatron_longrope2.data.pools import Pool
+from megatron_longrope2.data.manifest import Manifest, Pool, PoolMix, check_pool_tokenizer, load_manifest
 from megatron_longrope2.data.preprocess import preprocess
 from megatron_longrope2.data.settings import Bucket, PreprocessSettings
-from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.errors import InputError, naming, one_line
+from megatron_longrope2.files import read_text, write_json
 from megatron_longrope2.tables import text_table
 
-FORMAT = "longrope2-mix/1"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _WEIGHT_STEPS = 10**6
 
@@ -100,13 +98,13 @@ class Portion:
 
     Attributes:
         budget: tokens that the run reads.
-        available: tokens that the bucket holds; None where the source has not been preprocessed.
+        available: tokens that the bucket holds; 0 where the source has not been preprocessed.
     """
 
     source: str
     bucket: Bucket
     budget: int
-    available: int | None
+    available: int
 
 
 def load_mix(path: str | Path) -> Mix:
@@ -118,15 +116,11 @@ def load_mix(path: str | Path) -> Mix:
     if str(path) == "paper":
         path = Path(__file__).with_name("mixes") / "paper.yaml"
     try:
-        return Mix.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {field}{': ' * bool(field)}{first['msg']}") from error
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {one_line(error)}") from error
+    with naming(path):
+        return Mix.model_validate(content)
 
 
 def portions(mix: Mix, settings: PreprocessSettings) -> Iterator[Portion]:
@@ -136,11 +130,10 @@ def portions(mix: Mix, settings: PreprocessSettings) -> Iterator[Portion]:
         # Rounded cumulatively, so that the budgets of a source add up to its tokens.
         ends = [round(source.tokens * end / sum(shares)) for end in accumulate(shares)]
         made = source.settings(mix, settings)
-        manifest = made.output / "manifest.json"
-        held = read_json(manifest)["buckets"] if manifest.exists() else []
-        available = {bucket["name"]: bucket["tokens"] for bucket in held}
+        manifest = load_manifest(made.output)
+        available = {name: size.tokens for name, size in manifest.buckets.items()} if manifest else {}
         for bucket, start, end in zip(made.buckets, [0, *ends], ends, strict=False):
-            yield Portion(source.name, bucket, end - start, available.get(bucket.name))
+            yield Portion(source.name, bucket, end - start, available.get(bucket.name, 0))
 
 
 def token_table(mix: Mix, settings: PreprocessSettings) -> str:
@@ -148,10 +141,9 @@ def token_table(mix: Mix, settings: PreprocessSettings) -> str:
     rows = []
     for portion in portions(mix, settings):
         budget, have = portion.budget, portion.available
-        epochs = f"{budget / have:.2f}" if have else "?" if have is None else "-"
-        available = "?" if have is None else f"{have:,}"
+        epochs = f"{budget / have:.2f}" if have else "-"
         share = f"{budget / mix.tokens:.1%}"
-        rows.append((portion.source, portion.bucket.name, f"{budget:,}", share, available, epochs))
+        rows.append((portion.source, portion.bucket.name, f"{budget:,}", share, f"{have:,}", epochs))
     rows.append(("total", "", f"{mix.tokens:,}", "100.0%", "", ""))
     return text_table(("source", "bucket", "budget", "share", "available", "epochs"), rows, left=2)
 
@@ -168,13 +160,13 @@ def preprocess_mix(mix: Mix, settings: PreprocessSettings) -> None:
     """
     for source in mix.sources:
         made = source.settings(mix, settings)
-        if (made.output / "manifest.json").exists():
-            _check_kept(made)
+        if manifest := load_manifest(made.output):
+            _check_kept(manifest, made)
         else:
             preprocess(made)
     read = [portion for portion in portions(mix, settings) if portion.budget]
     for portion in read:
-        have = portion.available or 0
+        have = portion.available
         if portion.budget > have and not (have and mix.repeat):
             repetition = ", or allow repetition (`repeat: true`)" if have else ""
             raise InputError(
@@ -185,44 +177,22 @@ def preprocess_mix(mix: Mix, settings: PreprocessSettings) -> None:
     step = max(1, mix.tokens // _WEIGHT_STEPS)
     weights = [max(1, round(portion.budget / step)) for portion in read]
     pools = [
-        {
-            "path_prefix": f"{portion.source}/{portion.bucket.name}",
-            "window": "long" if portion.bucket.longer_than else "short",
-            "weight": weight // gcd(*weights),
-            "tokens": portion.budget,
-        }
+        Pool(
+            f"{portion.source}/{portion.bucket.name}",
+            "long" if portion.bucket.longer_than else "short",
+            weight // gcd(*weights),
+        )
         for portion, weight in zip(read, weights, strict=True)
     ]
-    result = {"format": FORMAT, "tokens": mix.tokens, "repeat": mix.repeat, "pools": pools}
-    write_json(settings.output / "mix.json", result)
+    write_json(settings.output / "mix.json", PoolMix(pools=pools, repeat=mix.repeat).model_dump())
 
 
-def _check_kept(settings: PreprocessSettings) -> None:
-    manifest = settings.output / "manifest.json"
-    made = read_json(manifest)
-    for name, was, wanted in (
-        ("original_length", made["original_length"], settings.original_length),
-        ("buckets", [b["name"] for b in made["buckets"]], [b.name for b in settings.buckets]),
-        ("input", made["input"]["path"], str(settings.input)),
-        ("tokenizer", made["tokenizer"]["sha256"], load_encoder(settings.tokenizer).sha256),
-        ("add_bos", made["add_bos"], settings.add_bos),
-        ("cut_long_documents", made["cut_long_documents"], settings.cut_long_documents),
-    ):
-        if was != wanted:
+def _check_kept(made: Manifest, settings: PreprocessSettings) -> None:
+    """Refuse a source that was preprocessed otherwise than `settings` ask for."""
+    check_pool_tokenizer(settings.output, settings.tokenizer)
+    was = made.settings.content
+    for name, wanted in settings.content.items():
+        if was[name] != wanted:
             raise InputError(
-                f"{manifest}: {name}: was made with {was}, this run asks for {wanted}; remove the folder"
+                f"{settings.output}: {name}: was made with {was[name]}, this run asks for {wanted}; remove it"
             )
-
-
-def load_mix_pools(path: str | Path) -> tuple[tuple[Pool, ...], bool]:
-    """The pools of a `mix.json` for `SegmentConfig`, and whether they may be read more than once.
-
-    Raises:
-        InputError: not a file that `preprocess_mix` wrote.
-    """
-    mix = read_json(path)
-    if not isinstance(mix, dict) or mix.get("format") != FORMAT:
-        raise InputError(f'{path}: format: is not "{FORMAT}"; give the mix.json that preprocessing wrote')
-    folder = Path(path).parent
-    pools = tuple(Pool(str(folder / p["path_prefix"]), p["window"], p["weight"]) for p in mix["pools"])
-    return pools, mix["repeat"]

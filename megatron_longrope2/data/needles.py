@@ -5,17 +5,19 @@ arXiv 2502.20082, section 3.2). One wording is used everywhere; it is short, so 
 still holds text.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.needle_keys import Keys, key_pool
+from megatron_longrope2.data.settings import Keys
+from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
 
 # A needle moves at most this many tokens from the requested depth to the start of a word.
@@ -25,14 +27,30 @@ OPENING = "A magic number is hidden in this text.\n"
 NEEDLE = "\nThe magic number for {key} is: {value}.\n"
 QUESTION = "\nWhat is the magic number for {key}? The magic number for {key} is: "
 
+HELD_OUT_SHARE = 0.2
 
-@dataclass(frozen=True)
-class Needle:
-    """A hidden fact: the number of a key, stated at `depth` (0: start of the body, 1: its end)."""
+# Common words, so that a small vocabulary needs few tokens for them. "island" is left out: a tiny model took
+# its "is" for the one before the number.
+_ADJECTIVES = """
+ancient bold brave bright broad calm clean clear cold deep early fair gentle golden great green happy heavy
+high holy little long mighty new noble old plain proud quiet red rich silent silver small strong sweet tall
+warm white wise
+"""
+_NOUNS = """
+altar arrow basket boat bread bridge candle castle cedar cloud crown desert door eagle field fire forest
+fountain garden gate harp hill horse house lamp lion meadow mountain ocean path pillar river rock ship star
+stone sword tower tree vine
+"""
+ADJECTIVES = _ADJECTIVES.split()
+NOUNS = _NOUNS.split()
 
-    key: str
-    value: str
-    depth: float
+
+def key_pool(keys: Keys) -> list[str]:
+    """The adjective-noun keys of one split; 20 % of all are held out, always the same ones."""
+    every = [f"{adjective} {noun}" for adjective, noun in product(ADJECTIVES, NOUNS)]
+    by_hash = sorted(every, key=lambda key: hashlib.sha256(key.encode()).digest())
+    count = round(HELD_OUT_SHARE * len(by_hash))
+    return {"held_out": by_hash[:count], "train": by_hash[count:], "all": by_hash}[keys]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +61,15 @@ class NeedleSample:
         tokens: int64 [T].
         answer_mask: bool [T]; True where the token itself belongs to an answer, so that it is predicted from
             the token before it.
-        needle: what is hidden and asked for.
+        key: what the hidden number belongs to.
+        value: the hidden number, which is asked for.
         book: name of the book of the body.
     """
 
     tokens: torch.Tensor
     answer_mask: torch.Tensor
-    needle: Needle
+    key: str
+    value: str
     book: str
 
 
@@ -72,12 +92,12 @@ class NeedleSampler:
 
     Args:
         tokenizer: a fast tokenizer; a BOS is put in front only if the tokenizer itself would put one.
-        books: the texts.
-        seed: 0 or more.
+        books: the texts, at least one.
+        seed: seed of books, places, keys and numbers.
         keys: which keys to hide numbers for, see `key_pool`.
 
     Raises:
-        InputError: an argument is out of its range, or the tokenizer cannot tell where its tokens come from.
+        InputError: the tokenizer cannot tell where its tokens come from.
     """
 
     def __init__(
@@ -90,13 +110,10 @@ class NeedleSampler:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: has no character offsets; use a fast one (tokenizer.json)")
-        if not books:
-            raise InputError("books: there are none; give at least one text")
-        if seed < 0:
-            raise InputError(f"seed: {seed} is negative; use 0 or more")
         self.tokenizer = tokenizer
         self.seed = seed
-        self._pool = key_pool(keys)
+        self._keys = key_pool(keys)
+        self._head = [*leading_bos(tokenizer), *self._encode(OPENING)[0]]
         shuffled = random.Random(f"books/{seed}").sample(list(books), len(books))
         self._books = [self._tokenize(book) for book in shuffled]
 
@@ -112,12 +129,11 @@ class NeedleSampler:
         if not 0 <= depth <= 1:
             raise InputError(f"depth: {depth} is not a fraction of the text; use 0 to 1")
         rng = random.Random(f"sample/{self.seed}/{index}")
-        (key,) = rng.sample(self._pool, 1)
-        needle = Needle(key, str(rng.randrange(10**6, 10**7)), depth)
-        head = [*self._bos, *self._encode(OPENING)[0]]
-        line = self._encode(NEEDLE.format(**asdict(needle)))[0]
-        tail, answer = self._question(needle)
-        room = length - len(head) - len(line) - len(tail)
+        (key,) = rng.sample(self._keys, 1)
+        value = str(rng.randrange(10**6, 10**7))
+        line = self._encode(NEEDLE.format(key=key, value=value))[0]
+        tail, answer = self._question(key, value)
+        room = length - len(self._head) - len(line) - len(tail)
         if room < 1:
             raise InputError(
                 f"length: {length} tokens leave no room for text; needle and question take {length - room}: "
@@ -126,27 +142,19 @@ class NeedleSampler:
         book, start = self._choose_body(index, room, rng)
         body = book.ids[start : start + room].tolist()
         place = _word_near(book, start, room, depth)
-        tokens = torch.tensor([*head, *body[:place], *line, *body[place:], *tail], dtype=torch.int64)
+        tokens = torch.tensor([*self._head, *body[:place], *line, *body[place:], *tail], dtype=torch.int64)
         mask = torch.zeros(length, dtype=torch.bool)
         mask[length - len(tail) :] = torch.from_numpy(answer)
-        return NeedleSample(tokens, mask, needle, book.name)
+        return NeedleSample(tokens, mask, key, value, book.name)
 
     def samples(
         self, count: int, length: int | Sequence[int], depths: Sequence[float]
     ) -> Iterator[NeedleSample]:
         """Draw samples 0 to count - 1, going round the depths; each round takes the next length."""
         lengths = [length] if isinstance(length, int) else length
-        for name, values in (("lengths", lengths), ("depths", depths)):
-            if not values:
-                raise InputError(f"{name}: there are none; give at least one")
         for index in range(count):
             round_, at = divmod(index, len(depths))
             yield self.sample(index, lengths[round_ % len(lengths)], depths[at])
-
-    @cached_property
-    def _bos(self) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
     def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
         """Token ids of plain text (no special token, even where the text spells one) and offsets [n, 2]."""
@@ -173,17 +181,12 @@ class NeedleSampler:
             book.name, np.asarray(ids, dtype=np.int64), np.flatnonzero(words), np.flatnonzero(lines)
         )
 
-    def _question(self, needle: Needle) -> tuple[list[int], np.ndarray]:
+    def _question(self, key: str, value: str) -> tuple[list[int], np.ndarray]:
         """Ids of the question and the answer that ends the text, and which of them are the answer's: bool."""
-        asked = QUESTION.format(key=needle.key)
-        ids, offsets = self._encode(asked + needle.value)
+        asked = QUESTION.format(key=key)
+        ids, offsets = self._encode(asked + value)
         # A token may hold more than the value (its space) or less (a digit, a byte): ask the offsets.
-        answer = (offsets[:, 0] < len(asked) + len(needle.value)) & (offsets[:, 1] > len(asked))
-        if not answer[-1]:
-            raise InputError(
-                "tokenizer: its offsets do not reach the end of the answer; use another tokenizer"
-            )
-        return ids, answer
+        return ids, (offsets[:, 0] < len(asked) + len(value)) & (offsets[:, 1] > len(asked))
 
     def _choose_body(self, index: int, room: int, rng: random.Random) -> tuple[_Tokens, int]:
         """The book of sample `index` and the token where its body of `room` tokens starts, at a line."""

@@ -5,6 +5,7 @@ A *span* is the place of a document (or a piece) in the segment: its tokens, the
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +23,13 @@ class Packing:
         document: int64 [pieces], index of the document in its pool.
         offset: int64 [pieces], the piece's first token within the document.
         length: int64 [pieces], tokens of the piece without padding.
-        dropped_pieces: pieces that are left out because they are too small for the parallel layout.
-        dropped_tokens: their tokens.
+        dropped_tokens: tokens of the pieces that are left out as too small for the parallel layout.
     """
 
     starts: np.ndarray
     document: np.ndarray
     offset: np.ndarray
     length: np.ndarray
-    dropped_pieces: int
     dropped_tokens: int
 
     @property
@@ -56,7 +55,7 @@ def round_up[T: (int, np.ndarray)](length: T, alignment: int) -> T:
 
 
 def pack_whole(
-    lengths: np.ndarray, segment_length: int, *, alignment: int, min_length: int, seed: list[int]
+    lengths: np.ndarray, segment_length: int, *, alignment: int, min_length: int, seed: Sequence[int]
 ) -> Packing:
     """Pack whole documents without cutting any: best fit over the documents in random order.
 
@@ -93,13 +92,12 @@ def pack_whole(
         document.astype(np.int64),
         np.zeros(len(document), dtype=np.int64),
         lengths[document].astype(np.int64),
-        dropped_pieces=len(lengths) - len(kept),
         dropped_tokens=int(lengths.sum(dtype=np.int64) - lengths[kept].sum(dtype=np.int64)),
     )
 
 
 def pack_cut(
-    lengths: np.ndarray, segment_length: int, *, alignment: int, min_length: int, seed: list[int]
+    lengths: np.ndarray, segment_length: int, *, alignment: int, min_length: int, seed: Sequence[int]
 ) -> Packing:
     """Lay documents end to end in random order and cut the line every `segment_length` tokens.
 
@@ -124,6 +122,5 @@ def pack_cut(
         document[kept].astype(np.int64),
         offset[kept].astype(np.int64),
         length[kept].astype(np.int64),
-        dropped_pieces=int((~kept).sum()),
         dropped_tokens=int(length[~kept].sum()),
     )

@@ -1,33 +1,48 @@
-"""Text to pools: tokenize in parallel, sort documents by length, write Megatron's `.bin` and `.idx`."""
+"""Text to pools: tokenize in parallel, sort documents by length, write Megatron's `.bin` and `.idx`.
 
+Workers turn *shards*, which are a few slices of the input each, into pools of their own; these are then
+joined. A shard's folder has a pool for each length bucket and `counts.json`. Its name is a hash of everything
+that decides its content, so any later run that would make the same shard uses the finished one.
+"""
+
+import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import astuple
+from functools import lru_cache
 from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder, get_bin_path, get_idx_path
 from tqdm import tqdm
 
-from megatron_longrope2.data.documents import Slice, slices
-from megatron_longrope2.data.encoder import load_encoder
-from megatron_longrope2.data.settings import Bucket, PreprocessSettings
-from megatron_longrope2.data.shards import Shard, build_shard
+from megatron_longrope2.data.documents import Slice, read_slice, slices
+from megatron_longrope2.data.manifest import BucketSize, Manifest
+from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.data.tokenizer import TextEncoder, load_encoder
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import read_json, replacing, sha256, write_json
+from megatron_longrope2.files import read_json, replacing, write_json
 
-FORMAT = "longrope2-pools/1"
+# Text is handed to the tokenizer in batches of about this many characters.
+_BATCH_CHARACTERS = 1 << 20
+
+Shard = list[Slice]
+
+# One tokenizer a process, however many shards it builds.
+_encoder = lru_cache(maxsize=1)(load_encoder)
 
 
-def preprocess(settings: PreprocessSettings) -> dict[str, Any]:
+def preprocess(settings: PreprocessSettings) -> Manifest:
     """Write the pools and return their manifest; finished shards of a run that was stopped are used again.
 
     A worker's memory holds a batch of documents, or the largest single one. The disk holds the tokens twice
@@ -36,64 +51,108 @@ def preprocess(settings: PreprocessSettings) -> dict[str, Any]:
     Raises:
         InputError: bad input, a bucket without documents, or a disk that cannot be written.
     """
-    output = settings.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists already and is not empty; choose another or remove it")
-    encoder = load_encoder(settings.tokenizer)
-    if settings.add_bos and encoder.bos_id is None:
-        raise InputError(f"{encoder.path}: bos_token: the tokenizer has none; leave out --add-bos")
-    shard_bytes = int(settings.shard_size * (1 << 20))
-    parts = slices(settings.input, shard_bytes)
-    folder = output.with_name(f".{output.name}.shards")
-    shards = {folder / shard.key(settings, encoder): shard for shard in _group(parts, shard_bytes)}
-    _build_shards(shards, settings)
-    counts = sum((Counter(read_json(place / "counts.json")) for place in shards), Counter())
-    if not settings.allow_empty_buckets:
-        try:
-            _refuse_empty(settings, counts)
-        except InputError:
-            shutil.rmtree(folder)  # a refused input leaves nothing behind
-            raise
-    files = {part.path for part in parts}
-    with replacing(output) as partial:
+    folder = settings.output.with_name(f".{settings.output.name}.shards")
+    with replacing(settings.output) as partial:
+        encoder = _encoder(settings.tokenizer)
+        if settings.add_bos and encoder.bos_id is None:
+            raise InputError(f"{encoder.file}: bos_token: the tokenizer has none; leave out --add-bos")
+        shard_bytes = int(settings.shard_size * (1 << 20))
+        groups = _groups(slices(settings.input, shard_bytes), attrgetter("size"), shard_bytes)
+        shards = {folder / _key(shard, settings, encoder): shard for shard in groups}
+        _build_shards(shards, settings)
+        counts = sum((Counter(read_json(place / "counts.json")) for place in shards), Counter())
         partial.mkdir()
-        manifest = {
-            "format": FORMAT,
-            "original_length": settings.original_length,
-            "buckets": [
-                asdict(bucket)
-                | {key: counts[f"{bucket.name} {key}"] for key in ("documents", "tokens")}
-                | _merge_bucket(list(shards), bucket, partial, encoder.vocab_size)
-                for bucket in tqdm(settings.buckets, desc="merge", unit="bucket")
-            ],
-            "documents": counts["documents"],
-            "cut_long_documents": settings.cut_long_documents,
-            "documents_cut": counts["cut"],
-            "documents_too_long": counts["too_long"],
-            "tokens_too_long": counts["too_long_tokens"],
-            "add_bos": settings.add_bos,
-            "tokenizer": encoder.identity,
-            "input": {
-                "path": str(settings.input),
-                "files": len(files),
-                "bytes": sum(os.path.getsize(path) for path in files),
-            },
-        }
-        write_json(partial / "manifest.json", manifest)
+        # Joining collects garbage after each shard, which takes half a second if it looks at all modules.
+        gc.freeze()
+        names = [bucket.name for bucket in settings.buckets]
+        buckets = {name: _join(shards, partial, name, encoder) for name in tqdm(names, desc="join")}
+        _refuse_empty(settings, buckets)
+        manifest = Manifest(
+            settings=settings,
+            tokenizer=encoder.file,
+            tokenizer_sha256=encoder.sha256,
+            documents=counts["documents"],
+            documents_cut=counts["cut"],
+            documents_too_long=counts["too_long"],
+            tokens_too_long=counts["too_long_tokens"],
+            buckets=buckets,
+        )
+        write_json(partial / "manifest.json", manifest.model_dump(mode="json"))
     shutil.rmtree(folder)
     return manifest
 
 
-def _group(parts: list[Slice], shard_bytes: int) -> Iterator[Shard]:
-    group: list[Slice] = []
-    size = 0
-    for part in parts:
-        if group and size + part.size > shard_bytes:
-            yield Shard(tuple(group))
-            group, size = [], 0
-        group.append(part)
-        size += part.size
-    yield Shard(tuple(group))
+def build_shard(shard: Shard, settings: PreprocessSettings, folder: Path) -> None:
+    """Tokenize a shard into `folder`, which appears when it is complete.
+
+    `counts.json` counts its documents, those that were cut and those that are too long for every bucket, with
+    their tokens.
+
+    Raises:
+        InputError: unreadable text, or a disk that cannot be written.
+    """
+    encoder = _encoder(settings.tokenizer)
+    dtype = DType.optimal_dtype(encoder.vocab_size)
+    counts: Counter[str] = Counter()
+    with replacing(folder) as partial:
+        partial.mkdir()
+        pools = {
+            bucket: IndexedDatasetBuilder(get_bin_path(f"{partial}/{bucket.name}"), dtype)
+            for bucket in settings.buckets
+        }
+        for tokens in _documents(shard, settings, encoder):
+            counts["documents"] += 1
+            bucket = next((bucket for bucket in pools if bucket.holds(tokens.size)), None)
+            if bucket:
+                pools[bucket].add_document(tokens, [tokens.size])
+            else:
+                counts.update(too_long=1, too_long_tokens=tokens.size)
+            if settings.cut_long_documents and tokens.size > settings.original_length:
+                counts["cut"] += 1
+                for piece in cut(tokens, settings.original_length, keep_first=settings.add_bos):
+                    pools[settings.buckets[0]].add_document(piece, [piece.size])
+        for bucket, pool in pools.items():
+            pool.finalize(get_idx_path(f"{partial}/{bucket.name}"))
+        write_json(partial / "counts.json", counts)
+
+
+def cut(tokens: np.ndarray, length: int, *, keep_first: bool) -> Iterator[np.ndarray]:
+    """Cut a document into pieces of at most `length` tokens; `keep_first` repeats its first token (BOS)."""
+    first = tokens[:1] if keep_first else tokens[:0]
+    body = tokens[len(first) :]
+    step = length - len(first)
+    for start in range(0, len(body), step):
+        yield np.concatenate([first, body[start : start + step]])
+
+
+def _groups[T](items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Consecutive items, as many as it takes to reach the limit."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= limit:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _size(shards: Iterable[Shard]) -> int:
+    """Approximate bytes of input."""
+    return sum(part.size for shard in shards for part in shard)
+
+
+def _key(shard: Shard, settings: PreprocessSettings, encoder: TextEncoder) -> str:
+    """Hash of what decides the content, with sizes and modification times of the input files."""
+    stats = [Path(part.path).stat() for part in shard]
+    content = [
+        settings.content,
+        [encoder.sha256, encoder.bos_id, encoder.eos_id],
+        [(*astuple(part), stat.st_size, stat.st_mtime_ns) for part, stat in zip(shard, stats, strict=True)],
+    ]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:32]
 
 
 def _build_shards(shards: dict[Path, Shard], settings: PreprocessSettings) -> None:
@@ -101,8 +160,6 @@ def _build_shards(shards: dict[Path, Shard], settings: PreprocessSettings) -> No
     missing = {folder: shard for folder, shard in shards.items() if not folder.exists()}
     if not missing:
         return
-    total = sum(shard.size for shard in shards.values())
-    done = total - sum(shard.size for shard in missing.values())
     # The workers are the parallelism; the tokenizer's own threads would compete and do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     executor = ProcessPoolExecutor(
@@ -110,11 +167,12 @@ def _build_shards(shards: dict[Path, Shard], settings: PreprocessSettings) -> No
         mp_context=multiprocessing.get_context("fork"),
         initializer=_end_with_parent,
     )
+    total, left = _size(shards.values()), _size(missing.values())
     try:
-        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="tokenize") as bar:
+        with tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc="tokenize") as bar:
             built = executor.map(build_shard, missing.values(), repeat(settings), missing)
             for shard, _ in zip(missing.values(), built, strict=True):
-                bar.update(shard.size)
+                bar.update(_size([shard]))
     except BrokenProcessPool as error:
         raise InputError(
             f"{settings.output}: a worker was killed (out of memory?); run the same command again to resume, "
@@ -136,33 +194,35 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _refuse_empty(settings: PreprocessSettings, counts: Counter[str]) -> None:
+def _documents(shard: Shard, settings: PreprocessSettings, encoder: TextEncoder) -> Iterator[np.ndarray]:
+    bos = np.array([encoder.bos_id] if settings.add_bos else [], dtype=np.int32)
+    eos = np.array([encoder.eos_id], dtype=np.int32)
+    texts = (document.text for part in shard for document in read_slice(part, settings.text_field))
+    for batch in _groups(texts, len, _BATCH_CHARACTERS):
+        for ids in encoder.encode(batch):
+            yield np.concatenate([bos, ids, eos])
+
+
+def _join(folders: Iterable[Path], output: Path, name: str, encoder: TextEncoder) -> BucketSize:
+    """Join the shards' pools of a bucket to one in `output`; an empty one is not written."""
+    pools = [str(folder / name) for folder in folders]
+    pools = [pool for pool in pools if os.path.getsize(get_bin_path(pool))]
+    if not pools:
+        return BucketSize(documents=0, tokens=0)
+    prefix = str(output / name)
+    joined = IndexedDatasetBuilder(get_bin_path(prefix), DType.optimal_dtype(encoder.vocab_size))
+    for pool in pools:
+        joined.add_index(pool)
+    joined.finalize(get_idx_path(prefix))
+    lengths = np.array(joined.sequence_lengths, dtype=np.int64)
+    return BucketSize(documents=lengths.size, tokens=int(lengths.sum()))
+
+
+def _refuse_empty(settings: PreprocessSettings, buckets: dict[str, BucketSize]) -> None:
     for bucket in settings.buckets:
-        if counts[f"{bucket.name} documents"]:
-            continue
-        if bucket.longer_than:
-            end = f" and at most {bucket.at_most}" if bucket.at_most else ""
-            missing, fix = f"more than {bucket.longer_than} tokens{end}", "add longer texts"
-        else:
-            missing = f"at most {bucket.at_most} tokens"
-            fix = "add shorter texts, cut the long ones (--cut-long-documents)"
-        raise InputError(f"{settings.input}: no document of {missing}; {fix}, or use --allow-empty-buckets")
-
-
-def _merge_bucket(folders: list[Path], bucket: Bucket, output: Path, vocab_size: int) -> dict[str, str]:
-    """Concatenate a bucket's shards into a pool, if it has any document; return the SHA-256 of its files.
-
-    Megatron's `add_index` would do the same, but needs an index file for every shard.
-    """
-    lengths = np.concatenate([np.fromfile(folder / f"{bucket.name}.lengths", np.int32) for folder in folders])
-    if not lengths.size:
-        return {}
-    prefix = output / bucket.name
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
-    for folder in folders:
-        with (folder / f"{bucket.name}.tokens").open("rb") as tokens:
-            shutil.copyfileobj(tokens, builder.data_file, 1 << 20)
-    builder.sequence_lengths.extend(lengths.tolist())
-    builder.document_indices = list(range(len(lengths) + 1))
-    builder.finalize(f"{prefix}.idx")
-    return {f"{kind}_sha256": sha256(Path(f"{prefix}.{kind}")) for kind in ("bin", "idx")}
+        if not (buckets[bucket.name].documents or settings.allow_empty_buckets):
+            least, most = bucket.longer_than + 1, bucket.at_most or "any number of"
+            raise InputError(
+                f"{settings.input}: no document of {least} to {most} tokens; add some, cut long ones "
+                "(--cut-long-documents), or use --allow-empty-buckets"
+            )

@@ -14,19 +14,21 @@ Upstream's `GPTDataset` cuts documents wherever a sample ends and pads nothing, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from math import gcd
+from typing import Literal
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_longrope2.data.packing import Packing, pack_cut, pack_whole, round_up
-from megatron_longrope2.data.pool_order import PoolOrder
-from megatron_longrope2.data.pools import Pool, open_pool
+from megatron_longrope2.data.manifest import Pool
+from megatron_longrope2.data.packing import pack_cut, pack_whole, round_up
+from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import Window
 from megatron_longrope2.tables import text_table
+
+_LONGEST_PATTERN = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class SegmentConfig:
         tokenizer: folder of the model's; pools made with another tokenizer are refused. None: not checked.
 
     Raises:
-        InputError: a length does not fit the layout or the other length, or no pool is read.
+        InputError: a length does not fit the layout, or no pool is read.
     """
 
     pools: tuple[Pool, ...]
@@ -63,21 +65,13 @@ class SegmentConfig:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.target_length <= self.original_length:
+        unit, target_unit = self.alignment, self.alignment * self.sequence_parallel_size
+        if self.original_length % unit or self.target_length % target_unit:
             raise InputError(
-                f"target_length: {self.target_length} is not larger than original_length "
-                f"{self.original_length}; the long window must be the longer one"
+                f"original_length: {self.original_length} is not a multiple of {unit} (2 x context parallel "
+                f"size), or target_length: {self.target_length} not of {target_unit} (also x tensor parallel "
+                "size with sequence parallelism); change the lengths or the layout"
             )
-        target_unit = self.alignment * self.sequence_parallel_size
-        for name, unit in (("original_length", self.alignment), ("target_length", target_unit)):
-            length = getattr(self, name)
-            if length < 1 or length % unit:
-                raise InputError(
-                    f"{name}: {length} is not a multiple of {unit} (2 x context parallel size; the target "
-                    "also x tensor parallel size with sequence parallelism); change the length or the layout"
-                )
-        if self.long_window_attention not in ("full", "document"):
-            raise InputError(f"long_window_attention: {self.long_window_attention!r}; use full or document")
         if not any(pool.weight for pool in self.pools):
             raise InputError("pools: none has a weight above 0; give at least one")
 
@@ -89,55 +83,96 @@ class SegmentConfig:
         """
         return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
 
-    @property
-    def min_document_length(self) -> int:
-        """A document of fewer tokens would leave some context-parallel rank with nothing but padding."""
-        return self.context_parallel_size
+
+@lru_cache(maxsize=64)
+def _shuffled(count: int, *seed: int) -> np.ndarray:
+    """A permutation of `count` numbers."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+class PoolOrder:
+    """Maps a sample's index in the run to (pool, how many samples of that pool came before it).
+
+    The pools take turns in a fixed pattern of `sum(weights)` slots that holds each pool exactly `weight`
+    times, evenly spread, and repeats for ever; inside each global batch the slots are shuffled. Everything
+    is a function of (weights, global_batch_size, seed, index) alone, so that a run can resume at any sample.
+    After any number of whole global batches a pool's count differs from its exact share by at most
+    `(pools + 1) / 2`; after a whole number of patterns it is exact.
+
+    Args:
+        weights: whole numbers of at least 1, one for each pool.
+        global_batch_size: number of samples that are mixed with each other.
+        seed: seed of the shuffle.
+
+    Raises:
+        InputError: the pattern would be longer than ten million slots.
+    """
+
+    def __init__(self, weights: Sequence[int], global_batch_size: int, seed: int) -> None:
+        divisor = gcd(*weights)
+        self.weights = np.array([weight // divisor for weight in weights], dtype=np.int64)
+        if self.weights.sum() > _LONGEST_PATTERN:
+            raise InputError(
+                f"weights: {', '.join(map(str, weights))} have no small common ratio; use smaller numbers"
+            )
+        # The k-th sample of a pool is due at (k + 1/2) / weight of the pattern.
+        due = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in self.weights])
+        pool = np.repeat(np.arange(len(self.weights)), self.weights)
+        order = np.argsort(due, kind="stable")
+        self._pattern = pool[order]
+        self._rank = np.concatenate([np.arange(weight) for weight in self.weights])[order]
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(pool, index within the pool's own endless sequence) of sample `index`."""
+        block, place = divmod(index, self._global_batch_size)
+        slot = block * self._global_batch_size + int(
+            _shuffled(self._global_batch_size, self._seed, block)[place]
+        )
+        turn, step = divmod(slot, len(self._pattern))
+        pool = int(self._pattern[step])
+        return pool, int(turn * self.weights[pool] + self._rank[step])
+
+    def counts(self, samples: int) -> list[int]:
+        """Samples of each pool in the global batches that the first `samples` samples touch."""
+        slots = -(-samples // self._global_batch_size) * self._global_batch_size
+        turns, rest = divmod(slots, len(self._pattern))
+        partial = np.bincount(self._pattern[:rest], minlength=len(self.weights))
+        return [int(n) for n in turns * self.weights + partial]
 
 
 class _PackedPool:
     """One pool's documents, their packing, and the segments' order in every epoch."""
 
-    def __init__(self, pool: Pool, config: SegmentConfig, seed: list[int]) -> None:
+    def __init__(self, pool: Pool, config: SegmentConfig, seed: tuple[int, int]) -> None:
         self.pool = pool
-        self.documents: IndexedDataset = open_pool(pool.path_prefix, config.vocab_size, config.tokenizer)
-        self.one_span = pool.window == "long" and config.long_window_attention == "full"
-        self.alignment = 1 if self.one_span else config.alignment
-        self.packing = self._pack(config, seed)
-        self._seed = seed
-        self._order: tuple[int, np.ndarray] | None = None  # of the latest epoch
-
-    def _pack(self, config: SegmentConfig, seed: list[int]) -> Packing:
+        self.documents = open_pool(pool.path_prefix, config.vocab_size, config.tokenizer)
+        short = pool.window == "short"
         lengths, limit = self.documents.sequence_lengths, config.original_length
-        short = self.pool.window == "short"
         extreme = int(lengths.max() if short else lengths.min())
         if short == (extreme > limit):
             fault = "too long for" if short else "not longer than"
             raise InputError(
-                f"{self.pool.path_prefix}: holds a document of {extreme} tokens, {fault} the short window of "
+                f"{pool.path_prefix}: holds a document of {extreme} tokens, {fault} the short window of "
                 f"{limit}; preprocess it with --original-length {limit}"
             )
-        packing = (pack_whole if short else pack_cut)(
+        self.one_span = not short and config.long_window_attention == "full"
+        self.alignment = 1 if self.one_span else config.alignment
+        self.packing = (pack_whole if short else pack_cut)(
             lengths,
             config.target_length,
             alignment=self.alignment,
-            min_length=1 if self.one_span else config.min_document_length,
+            # Fewer tokens would leave some context-parallel rank with nothing but padding.
+            min_length=1 if self.one_span else config.context_parallel_size,
             seed=seed,
         )
-        if not packing.segments:
-            raise InputError(
-                f"{self.pool.path_prefix}: every document is shorter than {config.min_document_length} "
-                "tokens; add longer ones or use a smaller context parallel size"
-            )
-        return packing
+        self._seed = seed
 
     def segment(self, index: int) -> int:
         """The segment that is the pool's `index`-th sample; every epoch has its own order."""
         epoch, place = divmod(index, self.packing.segments)
-        if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng([*self._seed, epoch]).permutation(self.packing.segments)
-            self._order = (epoch, order)
-        return int(self._order[1][place])
+        return int(_shuffled(self.packing.segments, *self._seed, epoch)[place])
 
     def most_spans(self, segment_length: int, original_length: int) -> int:
         """The largest number of spans in a segment, padding spans included."""
@@ -162,6 +197,10 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     Every span is a multiple of `config.alignment` including its own padding, which follows its tokens: under
     a causal mask no token sees it, so there is no second `cu_seqlens_padded`.
 
+    Attributes:
+        samples: how many samples of each pool with a weight the run reads.
+        cu_seqlens_width: see above.
+
     Args:
         config: pools, lengths, layout and seed.
         num_samples: length of the dataset: segments of the whole run.
@@ -181,11 +220,17 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self._num_samples = num_samples
         self._pad_id = pad_id
         used = [(i, pool) for i, pool in enumerate(config.pools) if pool.weight]
-        self._pools = [_PackedPool(pool, config, [config.seed, i]) for i, pool in used]
+        self._pools = [_PackedPool(pool, config, (config.seed, i)) for i, pool in used]
         self._order = PoolOrder([pool.weight for _, pool in used], config.global_batch_size, config.seed)
-        self._samples = self._order.counts(num_samples)
-        if not config.repeat:
-            self._refuse_repetition()
+        self.samples = self._order.counts(num_samples)
+        for pool, samples in zip(self._pools, self.samples, strict=True):
+            held = pool.packing.segments
+            if samples > held and not (config.repeat and held):
+                raise InputError(
+                    f"{pool.pool.path_prefix}: the run needs {samples} segments of {config.target_length} "
+                    f"tokens, the pool has {held}; add documents, train for fewer samples, or allow "
+                    "repetition"
+                )
         self.cu_seqlens_width = 1 + max(
             pool.most_spans(config.target_length, config.original_length) for pool in self._pools
         )
@@ -198,41 +243,23 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         pool = self._pools[which]
         return self._assemble(pool, pool.packing.pieces(pool.segment(sample)))
 
-    def window(self, index: int) -> Window:
-        """The window that item `index` belongs to."""
-        return self._pools[self._order.locate(int(index))[0]].pool.window
-
-    def statistics(self) -> list[dict[str, Any]]:
-        """One row a pool: its size, what packing wastes and drops, and how often the run reads it.
-
-        `waste` is the padded share of its segments; `dropped_pieces` and `dropped_tokens` are too small for
-        the parallel layout; `samples` and `epochs` are of the whole run.
-        """
-        return [
+    def table(self) -> str:
+        """One row a pool: its size, what packing wastes and drops, and how often the run reads it."""
+        length = self.config.target_length
+        rows = [
             {
                 "pool": pool.pool.path_prefix,
                 "window": pool.pool.window,
                 "weight": pool.pool.weight,
-                "documents": len(pool.documents),
-                "tokens": pool.packing.tokens,
-                "segments": pool.packing.segments,
-                "waste": 1 - pool.packing.tokens / (pool.packing.segments * self.config.target_length),
-                "dropped_pieces": pool.packing.dropped_pieces,
-                "dropped_tokens": pool.packing.dropped_tokens,
-                "samples": samples,
-                "epochs": samples / pool.packing.segments,
+                "documents": f"{len(pool.documents):,}",
+                "segments": f"{pool.packing.segments:,}",
+                "padding": f"{1 - pool.packing.tokens / (pool.packing.segments * length):.2%}",
+                "dropped tokens": f"{pool.packing.dropped_tokens:,}",
+                "epochs": f"{samples / pool.packing.segments:.3g}",
             }
-            for pool, samples in zip(self._pools, self._samples, strict=True)
+            for pool, samples in zip(self._pools, self.samples, strict=True)
         ]
-
-    def _refuse_repetition(self) -> None:
-        for pool, samples in zip(self._pools, self._samples, strict=True):
-            if samples > pool.packing.segments:
-                raise InputError(
-                    f"{pool.pool.path_prefix}: the run needs {samples} segments of "
-                    f"{self.config.target_length} tokens, the pool has {pool.packing.segments}; add "
-                    "documents, train for fewer samples, or allow repetition"
-                )
+        return text_table(list(rows[0]), [list(row.values()) for row in rows], left=2)
 
     def _assemble(self, pool: _PackedPool, pieces: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
         length, limit = self.config.target_length, self.config.original_length
@@ -271,10 +298,3 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             "cu_seqlens": torch.from_numpy(cu_seqlens),
             "max_seqlen": torch.tensor(spans.max(), dtype=torch.int32),
         }
-
-
-def format_statistics(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `SegmentDataset.statistics` as a table for a log."""
-    formats = {str: "", int: ",", float: ".4g"}
-    cells = [[format(value, formats[type(value)]) for value in row.values()] for row in rows]
-    return text_table([name.replace("_", " ") for name in rows[0]], cells, left=2)

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 from cyclopts.validators import Number
 
-from megatron_longrope2.data.needle_keys import Keys
 from megatron_longrope2.errors import InputError
+
+Keys = Literal["train", "held_out", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class PreprocessSettings:
             short bucket.
         allow_empty_buckets: Write the other buckets where one gets no document, instead of refusing.
         workers: Number of processes that tokenize.
-        shard_size: MiB of input that a worker handles at a time. A run that is stopped and started again
-            repeats at most this much for each worker.
+        shard_size: MiB of input, roughly, that a worker handles at a time. A run that is stopped and started
+            again repeats about this much for each worker.
 
     Raises:
         InputError: the ends of the buckets do not rise.
@@ -69,6 +70,12 @@ class PreprocessSettings:
         ends = [self.original_length, *self.long_buckets]
         if sorted(set(ends)) != ends:
             raise InputError(f"--long-buckets: {ends} do not rise from the original length; sort them")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the content of the pools, but for the tokenizer."""
+        names = ("input", "original_length", "long_buckets", "text_field", "add_bos", "cut_long_documents")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:

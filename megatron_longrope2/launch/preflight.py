@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from megatron_longrope2.data.tokenizer import check_same_tokenizer
+from megatron_longrope2.data.manifest import check_pool_tokenizer, load_mix_pools
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
 from megatron_longrope2.launch.commands import factors_file
@@ -208,16 +208,13 @@ def _pool_problems(settings: Settings) -> Iterator[str]:
     stage = settings.stages["train"]
     prefixes = [settings.words(pool)[2] for pool in stage.pools]
     if stage.mix:
-        from megatron_longrope2.data.mix import load_mix_pools  # imports Megatron, which takes seconds
-
         prefixes += [pool.path_prefix for pool in load_mix_pools(settings.fill(stage.mix))[0]]
     for prefix in prefixes:
         for file in (f"{prefix}.bin", f"{prefix}.idx"):
             if not Path(file).is_file():
                 yield f"{file}: no such file; name the pool's path without .bin and .idx"
-    for manifest in sorted({Path(prefix).with_name("manifest.json") for prefix in prefixes}):
+    for folder in sorted({Path(prefix).parent for prefix in prefixes}):
         try:
-            if manifest.exists():
-                check_same_tokenizer(manifest, settings.model.hf_dir)
+            check_pool_tokenizer(folder, settings.model.hf_dir)
         except InputError as error:
             yield str(error)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
 from megatron_longrope2.data.needles import NeedleSample
+from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
 
 
@@ -45,8 +46,7 @@ def document_samples(
     Raises:
         InputError: no book is long enough.
     """
-    bos = tokenizer.bos_token_id
-    head = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    head = leading_bos(tokenizer)
     room = length - len(head)
     encoded = [tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"] for book in books]
     enough = [ids for ids in encoded if len(ids) >= room]

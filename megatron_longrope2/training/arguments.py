@@ -8,9 +8,8 @@ from typing import Any
 from megatron.training.arguments import add_megatron_arguments
 from megatron.training.utils import warn_rank_0
 
-from megatron_longrope2.data.mix import load_mix_pools
-from megatron_longrope2.data.pools import Pool
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.data.manifest import Pool, load_mix_pools
+from megatron_longrope2.errors import InputError, naming
 from megatron_longrope2.model.arguments import (
     add_model_arguments,
     add_settings,
@@ -124,7 +123,8 @@ def validation_pools(args: Namespace) -> tuple[Pool, ...]:
 
 
 def _pools(option: str, given: list[list[str]]) -> tuple[Pool, ...]:
-    for words in given:
-        if not words[1].isdecimal():
-            raise InputError(f"{option} {' '.join(words)}: weight: {words[1]!r} is not a whole number")
-    return tuple(Pool(prefix, window, int(weight)) for window, weight, prefix in given)  # type: ignore[arg-type]
+    with naming(option):
+        return tuple(
+            Pool(path_prefix=prefix, window=window, weight=weight)  # type: ignore[arg-type]
+            for window, weight, prefix in given
+        )

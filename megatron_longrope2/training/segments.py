@@ -9,8 +9,8 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_tokenizer
 from megatron.training.utils import print_rank_0
 
-from megatron_longrope2.data.pools import Pool
-from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset, format_statistics
+from megatron_longrope2.data.manifest import Pool
+from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.training.arguments import training_pools, validation_pools
 
@@ -69,7 +69,7 @@ def segment_provider(args: Namespace) -> Provider:
         if training is None:
             return None, None, None
         if vp_stage in (None, 0):
-            print_rank_0(format_statistics(training.statistics()))
+            print_rank_0(training.table())
         # One pass more than the run needs: a run that is complete may still ask for the last one again.
         passes = SamePasses(validation, samples[1] + len(validation)) if validation else None
         done = args.consumed_train_samples >= needed

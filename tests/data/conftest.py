@@ -10,7 +10,27 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
+from megatron_longrope2.data.manifest import Manifest
+from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.files import write_json
+
 WORDS = ["the", "lord", "said", "unto", "moses", "speak", "to", "children", "of", "israel", "and", "land"]
+
+
+def write_manifest(folder: Path, tokenizer: Path, sha256: str) -> None:
+    """The manifest of empty pools that were made with a tokenizer."""
+    settings = PreprocessSettings(input=folder, output=folder, tokenizer=tokenizer, original_length=8)
+    manifest = Manifest(
+        settings=settings,
+        tokenizer=tokenizer,
+        tokenizer_sha256=sha256,
+        documents=0,
+        documents_cut=0,
+        documents_too_long=0,
+        tokens_too_long=0,
+        buckets={},
+    )
+    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 @pytest.fixture(scope="session")

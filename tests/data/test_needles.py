@@ -10,8 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.needle_keys import key_pool
-from megatron_longrope2.data.needles import NeedleSample, NeedleSampler
+from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, key_pool
 from megatron_longrope2.errors import InputError
 
 VERSES = [
@@ -96,8 +95,7 @@ def text_of(sample: NeedleSample, tokenizer: PreTrainedTokenizerFast = TOKENIZER
 
 def body_of(sample: NeedleSample) -> tuple[str, str]:
     """The book text before and after the only needle."""
-    needle = sample.needle
-    line = f"\nThe magic number for {needle.key} is: {needle.value}.\n"
+    line = f"\nThe magic number for {sample.key} is: {sample.value}.\n"
     before, after = text_of(sample).split(line)
     return before.removeprefix("A magic number is hidden in this text.\n"), after.split("\nWhat is the")[0]
 
@@ -118,7 +116,7 @@ def test_exactly_t_tokens_that_end_with_the_whole_answer(
     sample = SAMPLERS[name].sample(index, length, depth)
     assert sample.tokens.shape == sample.answer_mask.shape == (length,)
     assert (sample.tokens.dtype, sample.answer_mask.dtype) == (torch.int64, torch.bool)
-    answers, value = int(sample.answer_mask.sum()), sample.needle.value
+    answers, value = int(sample.answer_mask.sum()), sample.value
     assert re.fullmatch(r"[1-9]\d{6}", value)
     assert sample.answer_mask[-answers:].all()
     # The value, wherever the tokenizer cut it, and nothing else but a space that is glued to it.
@@ -177,25 +175,27 @@ def test_a_sample_depends_on_seed_index_length_and_depth_only(sampler: NeedleSam
     sampler.sample(8, 900, 0.9)
     again = NeedleSampler(TOKENIZER, BOOKS, seed=3).sample(7, 400, 0.3)
     assert torch.equal(sample.tokens, again.tokens)
-    assert (sample.needle, sample.book) == (again.needle, again.book)
+    assert (sample.key, sample.value, sample.book) == (again.key, again.value, again.book)
     for other in (
         sampler.sample(8, 400, 0.3),
         NeedleSampler(TOKENIZER, BOOKS, seed=4).sample(7, 400, 0.3),
     ):
-        assert other.needle.value != sample.needle.value
+        assert other.value != sample.value
 
 
 def test_samples_of_one_index_are_paired_over_depths(sampler: NeedleSampler) -> None:
     drawn = [sampler.sample(5, 400, depth) for depth in (0, 0.4, 1)]
-    assert len({(sample.needle.key, sample.needle.value, sample.book) for sample in drawn}) == 1
+    assert len({(sample.key, sample.value, sample.book) for sample in drawn}) == 1
     assert len({body_of(sample)[0] + body_of(sample)[1] for sample in drawn}) == 1
 
 
 def test_ten_samples_are_not_ten_depths_of_one_book(sampler: NeedleSampler) -> None:
     drawn = list(sampler.samples(10, 400, [k / 9 for k in range(10)]))
     assert sorted(sample.book for sample in drawn) == sorted(2 * NAMES)
-    assert [sample.needle.depth for sample in drawn] == [k / 9 for k in range(10)]
-    assert len({sample.needle.value for sample in drawn}) == 10
+    for k, sample in enumerate(drawn):
+        before, after = body_of(sample)
+        assert len(before) / len(before + after) == pytest.approx(k / 9, abs=0.05)
+    assert len({sample.value for sample in drawn}) == 10
 
 
 def test_books_that_are_too_short_are_passed_over() -> None:
@@ -212,7 +212,7 @@ def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:
     assert held_out[:3] == ["tall cloud", "bold path", "clear gate"]
     for split in ("train", "held_out"):
         drawn = NeedleSampler(TOKENIZER, BOOKS, keys=split).samples(50, 300, [0.5])
-        assert {sample.needle.key for sample in drawn} <= set(key_pool(split))
+        assert {sample.key for sample in drawn} <= set(key_pool(split))
 
 
 def test_text_without_spaces_takes_a_needle_too() -> None:
@@ -222,18 +222,6 @@ def test_text_without_spaces_takes_a_needle_too() -> None:
     assert len(before) == pytest.approx(len(after), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"seed": -1}, "seed: -1 is negative"),
-        ({"keys": "test"}, "keys: 'test' is not a split"),
-    ],
-)
-def test_refused_settings(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        NeedleSampler(TOKENIZER, BOOKS, **options)
-
-
 def test_refused_samples(sampler: NeedleSampler) -> None:
     with pytest.raises(InputError, match=r"depth: 1\.5 is not a fraction"):
         sampler.sample(0, 400, 1.5)
@@ -241,9 +229,3 @@ def test_refused_samples(sampler: NeedleSampler) -> None:
         sampler.sample(0, 40, 0.5)
     with pytest.raises(InputError, match=r"books: the longest has \d+ tokens, \d+ are needed"):
         sampler.sample(0, 100_000, 0.5)
-    with pytest.raises(InputError, match="depths: there are none"):
-        list(sampler.samples(1, 400, []))
-    with pytest.raises(InputError, match="lengths: there are none"):
-        list(sampler.samples(1, [], [0.5]))
-    with pytest.raises(InputError, match="books: there are none"):
-        NeedleSampler(TOKENIZER, [])

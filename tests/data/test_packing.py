@@ -73,7 +73,7 @@ def test_what_is_too_small_is_left_out_and_counted(lengths: list[int], min_lengt
     array = np.array(lengths, dtype=np.int32)
     small = array[array < min_length]
     whole = pack_whole(array, 512, alignment=8, min_length=min_length, seed=[seed])
-    assert (whole.dropped_pieces, whole.dropped_tokens) == (len(small), small.sum())
+    assert whole.dropped_tokens == small.sum()
     for packing in (whole, pack_cut(array, 128, alignment=8, min_length=min_length, seed=[seed])):
         assert packing.tokens + packing.dropped_tokens == array.sum()
         assert (packing.length >= min_length).all()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longrope2.data.pool_order import PoolOrder
+from megatron_longrope2.data.segments import PoolOrder
 from megatron_longrope2.errors import InputError
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=5)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_longrope2.data.pools import Pool, open_pool, write_documents
+from megatron_longrope2.data.pools import open_pool, write_documents
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.files import write_json
+from megatron_longrope2.files import sha256, write_json
+from tests.data.conftest import write_manifest
 
 
 @pytest.fixture
@@ -28,9 +29,9 @@ def test_upstream_reads_what_is_written(tmp_path: Path, vocab_size: int, dtype: 
 
 
 def test_a_refused_document_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"document 1: token ids 3\.\.100 do not fit a vocabulary of 100"):
+    with pytest.raises(InputError, match="document 1: has no tokens, or ids that are not 0 to 99"):
         write_documents(tmp_path / "pool", [np.arange(5), np.array([3, 100])], vocab_size=100)
-    with pytest.raises(InputError, match="document 0: has no token"):
+    with pytest.raises(InputError, match="document 0: has no tokens, or ids"):
         write_documents(tmp_path / "pool", [np.array([], dtype=int)], vocab_size=100)
     assert not list(tmp_path.iterdir())
 
@@ -44,10 +45,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("suffix", "change", "message"),
     [
         (".idx", lambda raw: raw[:-3], "cut off or corrupt"),
-        (".idx", lambda raw: raw[:20], "not a Megatron index file"),
-        (".idx", lambda raw: b"x" * len(raw), "not a Megatron index file"),
-        (".idx", lambda raw: raw[:9] + b"\x07" + raw[10:], "version 7"),
-        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "a document of -1 tokens"),
+        (".idx", lambda raw: raw[:20], "cut off or corrupt"),
+        (".idx", lambda raw: b"x" * len(raw), "bad header"),
+        (".idx", lambda raw: raw[:9] + b"\x07" + raw[10:], "bad version"),
+        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "where its index says"),
         (".bin", lambda raw: raw[:-2], "where its index says"),
     ],
 )
@@ -64,26 +65,22 @@ def test_an_empty_pool_is_refused(tmp_path: Path) -> None:
         open_pool(tmp_path / "pool")
 
 
-@pytest.mark.parametrize(
-    ("window", "weight", "message"),
-    [
-        ("middle", 1, '"middle" is not "short" or "long"'),
-        ("short", -1, "-1 is not"),
-        ("short", 0.3, "0.3 is"),
-    ],
-)
-def test_a_bad_pool_is_refused(window: str, weight: float, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Pool("pool", window, weight)  # type: ignore[arg-type]
-
-
-def test_a_pool_of_another_tokenizer_is_refused(prefix: Path) -> None:
-    assert len(open_pool(prefix, vocab_size=9)) == 2
+def test_a_pool_of_another_tokenizer_is_refused(prefix: Path, huggingface: Path, tiktoken: Path) -> None:
+    assert len(open_pool(prefix, vocab_size=9, tokenizer=huggingface)) == 2
     with pytest.raises(InputError, match="holds token id 8, the model's vocabulary has 8"):
         open_pool(prefix, vocab_size=8)
-    manifest = {"tokenizer": {"vocab_size": 128256, "path": "llama3/tokenizer.json"}}
-    write_json(prefix.with_name("manifest.json"), manifest)
+    write_manifest(prefix.parent, Path("llama3/tokenizer.json"), "0")
     with pytest.raises(
-        InputError, match=r"has 128256 ids \(llama3/tokenizer.json\), the model's vocabulary 99"
+        InputError, match=r"made with llama3/tokenizer.json, which is not the model's .*/tokenizer\.json"
     ):
-        open_pool(prefix, vocab_size=99)
+        open_pool(prefix, tokenizer=huggingface)
+    # A model that has no file of the kind that the pool was made with is not compared.
+    assert len(open_pool(prefix, tokenizer=tiktoken.parent)) == 2
+    write_manifest(prefix.parent, Path("tokenizer.json"), sha256(huggingface / "tokenizer.json"))
+    assert len(open_pool(prefix, tokenizer=huggingface)) == 2
+
+
+def test_a_damaged_manifest_is_named(prefix: Path, huggingface: Path) -> None:
+    write_json(prefix.with_name("manifest.json"), {"documents": 1})
+    with pytest.raises(InputError, match=r"manifest\.json: settings: Field required"):
+        open_pool(prefix, tokenizer=huggingface)

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.utils import flatten_batch_for_packed_sequences
 
-from megatron_longrope2.data.pools import Pool, write_documents
-from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset, format_statistics
+from megatron_longrope2.data.manifest import Pool
+from megatron_longrope2.data.pools import write_documents
+from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset
 from megatron_longrope2.errors import InputError
 from tests import processes  # noqa: F401 (the fork server has Megatron imported)
 
@@ -45,6 +46,10 @@ def configuration(these: tuple[Pool, ...], **changes: Any) -> SegmentConfig:
         these, original_length=SHORT, target_length=TARGET, global_batch_size=10, seed=1, repeat=True
     )
     return replace(base, **changes)
+
+
+def window(dataset: SegmentDataset, index: int) -> str:
+    return dataset._pools[dataset._order.locate(index)[0]].pool.window
 
 
 def spans(item: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
@@ -80,7 +85,7 @@ def test_item_keeps_the_contract(
     assert sum(lengths) == TARGET
     assert item["max_seqlen"] == max(lengths)
     assert all(length % config.alignment == 0 for length in lengths)
-    if dataset.window(index) == "short":
+    if window(dataset, index) == "short":
         assert max(lengths) <= SHORT
     elif attention == "full":
         assert lengths == [TARGET]
@@ -102,7 +107,7 @@ def test_short_segments_hold_whole_documents(pools: tuple[Pool, ...]) -> None:
     dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
     seen = 0
     for index in range(100):
-        if dataset.window(index) == "long":
+        if window(dataset, index) == "long":
             continue
         item = dataset[index]
         for a, b in spans(item):
@@ -118,7 +123,7 @@ def test_short_segments_hold_whole_documents(pools: tuple[Pool, ...]) -> None:
 
 def test_long_full_segments_train_on_every_token(pools: tuple[Pool, ...]) -> None:
     dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
-    rows = [dataset[i] for i in range(100) if dataset.window(i) == "long"]
+    rows = [dataset[i] for i in range(100) if window(dataset, i) == "long"]
     full = [row for row in rows if (row["tokens"] != PAD).all()]
     assert len(full) > len(rows) / 2
     # A segment that ends with a document's end has no target for its last token; every other token has one.
@@ -137,13 +142,13 @@ def test_a_run_that_resumes_sees_the_same_samples(pools: tuple[Pool, ...]) -> No
 
 def test_an_epoch_reads_every_token_once_and_the_next_in_another_order(pools: tuple[Pool, ...]) -> None:
     config = configuration(pools[:1])
-    segments = SegmentDataset(config, 1, pad_id=PAD).statistics()[0]["segments"]
-    dataset = SegmentDataset(config, 2 * segments, pad_id=PAD)
+    packing = SegmentDataset(config, 1, pad_id=PAD)._pools[0].packing
+    segments = packing.segments
     single = SegmentDataset(replace(config, global_batch_size=1), 2 * segments, pad_id=PAD)
     rows = [tuple(single[i]["tokens"].tolist()) for i in range(2 * segments)]
     assert sorted(rows[:segments]) == sorted(rows[segments:])
     assert rows[:segments] != rows[segments:]
-    assert sum(sum(t != PAD for t in row) for row in rows[:segments]) == dataset.statistics()[0]["tokens"]
+    assert sum(sum(t != PAD for t in row) for row in rows[:segments]) == packing.tokens
 
 
 def digests(config: SegmentConfig) -> list[str]:
@@ -168,34 +173,31 @@ def test_upstream_collates_and_flattens_the_items(pools: tuple[Pool, ...]) -> No
     assert batch["max_seqlen"].tolist() == [max(int(dataset[i]["max_seqlen"]) for i in range(4))]
 
 
-def test_statistics_account_for_the_run(pools: tuple[Pool, ...]) -> None:
+def test_the_table_accounts_for_the_run(pools: tuple[Pool, ...]) -> None:
     dataset = SegmentDataset(configuration(pools), 100, pad_id=PAD)
-    short, long = dataset.statistics()
-    assert (short["samples"], long["samples"]) == (30, 70)
-    assert 0 <= short["waste"] < 0.1
-    assert short["documents"] == 400
-    header, *rows = format_statistics([short, long]).splitlines()
+    assert dataset.samples == [30, 70]
+    header, *rows = dataset.table().splitlines()
     assert header.split()[:4] == ["pool", "window", "weight", "documents"]
-    assert [row.split()[1:4] for row in rows] == [["short", "3", "400"], ["long", "7", "41"]]
-    assert [row.split()[-2] for row in rows] == ["30", "70"]
+    short, long = (row.split() for row in rows)
+    assert (short[1:4], long[1:4]) == (["short", "3", "400"], ["long", "7", "41"])
+    assert 0 <= float(short[5].removesuffix("%")) < 10
+    assert float(long[-1]) == pytest.approx(70 / int(long[4]), rel=0.01)
 
 
 def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
     control = (pools[0], Pool("/nowhere/long", "long", 0))
     dataset = SegmentDataset(configuration(control), 20, pad_id=PAD)
-    assert {dataset.window(i) for i in range(20)} == {"short"}
+    assert {window(dataset, i) for i in range(20)} == {"short"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_length": 64}, "target_length: 64 is not larger than original_length 64"),
         ({"context_parallel_size": 3}, "original_length: 64 is not a multiple of 6"),
-        ({"sequence_parallel_size": 3}, "target_length: 512 is not a multiple of 3"),
+        ({"sequence_parallel_size": 3}, "target_length: 512 not of 3"),
         ({"vocab_size": 500}, "holds token id .*, the model's vocabulary has 500"),
         ({"original_length": 32}, "too long for the short window of 32"),
         ({"original_length": 128}, "not longer than the short window of 128"),
-        ({"long_window_attention": "sparse"}, "'sparse'; use full or document"),
         ({"repeat": False}, "short: the run needs 300 segments of 512 tokens, the pool has"),
         ({"pools": ()}, "none has a weight above 0"),
     ],

@@ -10,8 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings
-from megatron_longrope2.data.needle_keys import key_pool
-from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION
+from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, key_pool
 from megatron_longrope2.rope import RopeFactors, make_factors
 from megatron_longrope2.rope.hf import factors_to_hf
 

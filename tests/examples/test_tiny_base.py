@@ -7,8 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longrope2.data.documents import read_books
-from megatron_longrope2.data.needle_keys import ADJECTIVES, NOUNS
-from megatron_longrope2.data.needles import NEEDLE, NeedleSampler
+from megatron_longrope2.data.needles import ADJECTIVES, NEEDLE, NOUNS, NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"

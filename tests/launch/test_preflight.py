@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_longrope2.data import mix
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.files import read_json, sha256, write_json
 from megatron_longrope2.launch import preflight
 from megatron_longrope2.launch.preflight import node_problems, settings_problems, stage_problems
 from megatron_longrope2.launch.settings import Settings, load_settings
 from megatron_longrope2.rope import make_factors
+from tests.data.conftest import write_manifest
 from tests.launch.conftest import BASE, Write
 
 
@@ -24,8 +24,7 @@ def ready(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     document = [np.arange(9)]
     write_documents(settings.run / "data/short", document, vocab_size=1024)
     write_documents(tmp_path / "long", document, vocab_size=1024)
-    tokenizer = {"kind": "huggingface", "path": "t", "sha256": sha256(BASE / "tokenizer.json")}
-    write_json(settings.run / "data/manifest.json", {"tokenizer": tokenizer})
+    write_manifest(settings.run / "data", Path("tokenizer.json"), sha256(BASE / "tokenizer.json"))
     _save_factors(settings)
     return settings
 
@@ -50,8 +49,7 @@ def test_nothing_wrong(ready: Settings) -> None:
 def test_all_at_once(ready: Settings, tmp_path: Path) -> None:
     _save_factors(ready, rope_base=777.0)
     (tmp_path / "long.bin").unlink()
-    tokenizer = {"kind": "huggingface", "path": "other.json", "sha256": "0"}
-    write_json(ready.run / "data/manifest.json", {"tokenizer": tokenizer})
+    write_manifest(ready.run / "data", Path("other.json"), "0")
     found = "\n".join(stage_problems(ready, "train"))
     assert "factors.json: rope_base: " in found
     assert "long.bin: no such file" in found
@@ -63,7 +61,7 @@ def test_a_mix(ready: Settings, write: Write, tmp_path: Path) -> None:
     settings = load_settings(write(("pools = [", 'mix = "{here}/mix.json"\npools = [')))
     assert "mix.json: cannot be read" in "\n".join(stage_problems(settings, "train"))
     pool = {"path_prefix": "web/short", "window": "short", "weight": 1}
-    write_json(tmp_path / "mix.json", {"format": mix.FORMAT, "repeat": False, "pools": [pool]})
+    write_json(tmp_path / "mix.json", {"repeat": False, "pools": [pool]})
     (missing_bin, missing_idx) = stage_problems(settings, "train")
     assert "web/short.bin: no such file" in missing_bin
     assert "web/short.idx: no such file" in missing_idx

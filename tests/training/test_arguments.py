@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from megatron.training.checkpointing import get_checkpoint_tracker_filename
 
-from megatron_longrope2.data.mix import FORMAT
-from megatron_longrope2.data.pools import Pool
+from megatron_longrope2.data.manifest import Pool
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
 from megatron_longrope2.model.arguments import factors_of
@@ -26,8 +25,8 @@ def factor_file(folder: Path, target_length: int, **changes: float) -> Path:
 
 
 def test_pools_of_mix_and_command_line(parse: Parse, pools: Path, tmp_path: Path) -> None:
-    mixed = {"path_prefix": "books/short", "window": "short", "weight": 3, "tokens": 300}
-    write_json(tmp_path / "mix.json", {"format": FORMAT, "tokens": 300, "repeat": True, "pools": [mixed]})
+    mixed = {"path_prefix": "books/short", "window": "short", "weight": 3}
+    write_json(tmp_path / "mix.json", {"repeat": True, "pools": [mixed]})
     found, repeat = training_pools(parse("--mix", tmp_path / "mix.json", *long_pool(pools)))
     assert found == (
         Pool(str(tmp_path / "books/short"), "short", 3),
@@ -47,8 +46,8 @@ def test_single_window_rescales_everything(parse: Parse, pools: Path) -> None:
     ("options", "message"),
     [
         ([], "--pool: no training documents; give --mix, or e.g. --pool long 1 data/long"),
-        (["--pool", "long", "0.3", "x"], "--pool long 0.3 x: weight: '0.3' is not a whole number"),
-        (["--pool", "medium", "1", "x"], 'x: window: "medium" is not "short" or "long"'),
+        (["--pool", "long", "0.3", "x"], "--pool: weight: Input should be a valid integer"),
+        (["--pool", "medium", "1", "x"], "--pool: window: Input should be 'short' or 'long', not 'medium'"),
         (["--mix", "nowhere/mix.json"], "nowhere/mix.json: cannot be read: No such file or directory"),
         (["--load", "nowhere"], "nowhere: no Megatron checkpoint there"),
         (["--rope-factors", "nowhere.json"], "nowhere.json"),

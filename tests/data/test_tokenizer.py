@@ -8,14 +8,14 @@ import tiktoken as tiktoken_library
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
-from megatron_longrope2.data.encoder import load_encoder
+from megatron_longrope2.data.tokenizer import load_encoder
 from megatron_longrope2.errors import InputError
 
 
 def test_huggingface(huggingface: Path, corpus: list[str]) -> None:
     encoder = load_encoder(huggingface)
     tokenizer = AutoTokenizer.from_pretrained(huggingface)
-    assert (encoder.kind, encoder.vocab_size) == ("huggingface", len(tokenizer))
+    assert (encoder.file.name, encoder.vocab_size) == ("tokenizer.json", len(tokenizer))
     assert (encoder.bos_id, encoder.eos_id) == (0, 1)
     for text, ids in zip(corpus, encoder.encode(corpus), strict=True):
         assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
@@ -26,13 +26,13 @@ def test_huggingface(huggingface: Path, corpus: list[str]) -> None:
 def test_sentencepiece(sentencepiece: Path, corpus: list[str]) -> None:
     encoder = load_encoder(sentencepiece)
     processor = SentencePieceProcessor(str(sentencepiece))
-    assert (encoder.kind, encoder.vocab_size, encoder.bos_id, encoder.eos_id) == ("sentencepiece", 350, 1, 2)
+    assert (encoder.vocab_size, encoder.bos_id, encoder.eos_id) == (350, 1, 2)
     assert [ids.tolist() for ids in encoder.encode(corpus)] == [processor.encode(text) for text in corpus]
 
 
 def test_tiktoken_ranks_in_llama3s_format(tiktoken: Path) -> None:
     encoder = load_encoder(tiktoken.parent)
-    assert (encoder.kind, encoder.bos_id, encoder.eos_id) == ("tiktoken", 266, 267)
+    assert (encoder.bos_id, encoder.eos_id) == (266, 267)
     assert encoder.vocab_size == 266 + 256
     (ids,) = encoder.encode(["in the land 12345\n\nThe"])
     # Digits are split in threes, a word takes its space, and blank lines are one token.
@@ -44,7 +44,7 @@ def test_tiktoken_ranks_in_llama3s_format(tiktoken: Path) -> None:
 
 def test_tiktoken_splits_as_the_library_s_own_encoding_with_the_same_rule(tiktoken: Path) -> None:
     """LLaMA 3 splits text as OpenAI's cl100k does; only spelled the other way."""
-    from megatron_longrope2.data.encoder import _LLAMA3_SPLIT
+    from megatron_longrope2.data.tokenizer import _LLAMA3_SPLIT
 
     lines = [line.split() for line in tiktoken.read_bytes().splitlines()]
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
@@ -89,7 +89,7 @@ def test_a_replaced_ranks_file_is_read_again(tiktoken: Path, tmp_path: Path) -> 
     [
         (b"\x00\x01garbage", "neither a sentencepiece model nor tiktoken ranks"),
         (b"YQ== 0\nYg== 2\n", "ranks are not 0 to 1, each once"),
-        (b"YQ== 0\nYg==\n", "a line is not `base64 rank`"),
+        (b"YQ== 0\nYg==\n", "neither a sentencepiece model nor tiktoken ranks"),
     ],
 )
 def test_a_damaged_model_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -99,10 +99,9 @@ def test_a_damaged_model_file_is_named(tmp_path: Path, content: bytes, message: 
 
 
 def test_missing_tokenizers_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor tokenizer\.model"):
-        load_encoder(tmp_path)
-    with pytest.raises(InputError, match="cannot be read"):
-        load_encoder(tmp_path / "nothing.model")
+    for path in (tmp_path, tmp_path / "nothing.model"):
+        with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor tokenizer\.model"):
+            load_encoder(path)
 
 
 def test_a_tokenizer_without_eos_is_refused(huggingface: Path, tmp_path: Path) -> None:
