@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
-    ComparisonSettings,
     HarnessSettings,
     JobSettings,
     NeedleSettings,
@@ -94,13 +94,15 @@ def compare(
     *candidates: str,
     layout: LayoutSettings = LayoutSettings(),
     texts: TextSettings = TextSettings(),
-    needle: NeedleSettings,
-    perplexity: PerplexitySettings = PerplexitySettings(),
-    comparison: ComparisonSettings = ComparisonSettings(),
+    needle: Annotated[NeedleSettings | None, Parameter(name="needle")] = None,
+    perplexity: Annotated[PerplexitySettings | None, Parameter(name="perplexity")] = None,
+    ruler: Annotated[RulerSettings | None, Parameter(name="ruler")] = None,
     report: ReportSettings = ReportSettings(),
     output: Path,
 ) -> None:
     """Measure checkpoints and factor files, then report them side by side.
+
+    Measured is whatever an option is given for: needles, perplexity, RULER.
 
     Args:
         candidates: NAME=CHECKPOINT or NAME=CHECKPOINT,FACTORS: the name of its row in the report, the folder
@@ -112,13 +114,13 @@ def compare(
 
     parsed = parse_candidates(candidates)
     report.check(parsed)
-    possible: dict[str, Any] = {
-        "needle": needle,
-        "perplexity": perplexity,
-        "ruler": comparison.ruler(needle.lengths),
-    }
-    chosen: dict[str, Any] = {kind: possible[kind] for kind in comparison.measures}
-    checkpoints = measure_candidates(parsed, layout, texts, chosen, output)
+    given = {"needle": needle, "perplexity": perplexity, "ruler": ruler}
+    measurements = {kind: settings for kind, settings in given.items() if settings}
+    if not measurements:
+        raise InputError(
+            "nothing to measure; give --needle.lengths, --perplexity.short-texts or --ruler.lengths"
+        )
+    checkpoints = measure_candidates(parsed, layout, texts, measurements, output)
     if checkpoints:
         _report(checkpoints, report, output)
 

@@ -142,38 +142,6 @@ class RulerSettings:
         _check_distinct(self.lengths)
 
 
-@options("Comparison")
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSettings:
-    """What is measured of every checkpoint.
-
-    Attributes:
-        measures: The measurements.
-        ruler_lengths: Lengths of RULER's samples, tokens; by default --lengths.
-        ruler_tasks: Names of RULER's tasks; by default all that --books and --allow-download make possible.
-        ruler_samples: Samples of each RULER task at each length.
-        batch_size: RULER samples that are generated at once; by default as many as fit into the free memory.
-        allow_download: Let lm-evaluation-harness download the data of RULER's question-answering tasks.
-    """
-
-    measures: tuple[Literal["needle", "perplexity", "ruler"], ...] = ("needle", "perplexity", "ruler")
-    ruler_lengths: tuple[PositiveInt, ...] | None = None
-    ruler_tasks: tuple[str, ...] | None = None
-    ruler_samples: PositiveInt = 100
-    batch_size: PositiveInt | None = None
-    allow_download: bool = False
-
-    def ruler(self, lengths: tuple[int, ...]) -> RulerSettings:
-        """RULER's settings; `lengths` in tokens are used where it has none of its own."""
-        return RulerSettings(
-            lengths=self.ruler_lengths or lengths,
-            tasks=self.ruler_tasks,
-            samples=self.ruler_samples,
-            batch_size=self.batch_size,
-            allow_download=self.allow_download,
-        )
-
-
 @options("Prompts")
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:

@@ -49,7 +49,7 @@ def test_every_method_gets_the_same_training() -> None:
     for name in ("evaluate-before", "evaluate-after"):
         shown = [word.partition("=")[0] for word in commands[name] if "=" in word]
         assert shown == ["none", *CLOSED_FORM, *SEARCHES]
-    assert "--ruler-tasks" in commands["evaluate-after"]
+    assert "--ruler.tasks" in commands["evaluate-after"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: it would run")

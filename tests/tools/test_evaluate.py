@@ -91,8 +91,10 @@ def test_compares_checkpoints_and_factor_files(model: Path, monkeypatch, tmp_pat
     make_factors("pi", **shape).save(tmp_path / "pi.json")
     candidates = [f"plain={model / 'plain'}", f"ntk={model / 'megatron'}"]
     candidates.append(f"pi={model / 'megatron'},{tmp_path / 'pi.json'}")
-    options = ["--books", model / "books", "--lengths", 150, "--depths", 2, "--repetitions", 2]
-    options += ["--short-texts", 2, "--long-texts", 0, "--measures", "needle", "perplexity"]
+    needles = {"lengths": 150, "depths": 2, "repetitions": 2}
+    options = ["--books", model / "books"]
+    options += [word for name, value in needles.items() for word in (f"--needle.{name}", value)]
+    options += ["--perplexity.short-texts", 2, "--perplexity.long-texts", 0]
     options += ["--baseline", "plain", "--reference", "ntk", "--output", tmp_path / "out"]
     words = ["compare", *candidates, *options]
     # In a process of its own, in which Megatron loads one checkpoint after another.
@@ -105,7 +107,8 @@ def test_compares_checkpoints_and_factor_files(model: Path, monkeypatch, tmp_pat
         "pi": "pi",
     }
     perplexity = {name: value["perplexity"]["150"] for name, value in report["needle"].items()}
-    run("needle", "--hf-dir", model / "hf", *options[:8], "--output", tmp_path / "hf")
+    alone = [word for name, value in needles.items() for word in (f"--{name}", value)]
+    run("needle", "--hf-dir", model / "hf", *options[:2], *alone, "--output", tmp_path / "hf")
     expected = read_records(tmp_path / "hf")["needle"]["result"]["by_length"]["150"]["perplexity"]
     assert perplexity["ntk"] == pytest.approx(expected, rel=1e-4)
     assert perplexity["pi"] != pytest.approx(expected, rel=1e-2)
@@ -124,6 +127,10 @@ def test_compares_checkpoints_and_factor_files(model: Path, monkeypatch, tmp_pat
         (["compare", "plain", *options], "plain: not NAME=CHECKPOINT[,FACTORS]; write the name"),
         (["compare", f"a={tmp_path / 'no'}", *options], f"{tmp_path / 'no'}: no such folder"),
         (["compare", candidates[1], *options], "--baseline: 'plain' is not one of ntk"),
+        (
+            ["compare", candidates[1], "--output", tmp_path / "no"],
+            "nothing to measure; give --needle.lengths",
+        ),
         (
             ["compare", candidates[0], *words[1:]],
             "plain is given twice; give each checkpoint a name of its own",
