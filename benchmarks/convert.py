@@ -47,14 +47,7 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
         num_key_value_heads=4,
         dtype="bfloat16",
     ).save_pretrained(folder)
-    config = HFConfig.read(folder)
-    dims = config.dims()
-    specs = [
-        TensorSpec(name, shape, torch.bfloat16)
-        for mapping in config.mappings()
-        for layer in range(layers if mapping.in_layers else 1)
-        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
-    ]
+    specs = [TensorSpec(name, shape, torch.bfloat16) for name, shape, _ in HFConfig.read(folder).tensors()]
     # Numbers of one tensor serve all: a converter does the same work whatever they are.
     numbers = torch.empty(
         max(torch.Size(spec.shape).numel() for spec in specs), dtype=torch.bfloat16

@@ -20,7 +20,7 @@ VERBS = {
         "needles": "Write needle samples as training documents.",
     },
     "Extend": {
-        "factors": "Make, show, compare, check and convert rescaling factors.",
+        "factors": "Make, show, check and convert rescaling factors.",
         "search": "Search the rescaling factors of a model.",
         "plan": "List the parallel layouts that fit into GPU memory, and estimate their time.",
         "train": "Train with mixed context windows on Megatron's own loop.",

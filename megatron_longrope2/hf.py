@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors, load_factors
 from megatron_longrope2.rope.angles import reduced
-from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
+from megatron_longrope2.rope.hf import parse_rope, read_config
 
 
 def load(
@@ -39,9 +39,9 @@ def load(
     Raises:
         InputError: the folder cannot be read, or the factors are another model's.
     """
-    config = read_hf_config(folder)
+    config = read_config(folder)
     if factors is None:
-        factors = factors_from_hf(config, str(folder))
+        factors = parse_rope(config, str(folder)).factors
     elif not isinstance(factors, RopeFactors):
         factors = load_factors(factors)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)

@@ -7,13 +7,13 @@ from cyclopts import App, Parameter
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
-from megatron_longrope2.rope.hf import check_folder, factors_to_hf, merge_into_hf, read_hf_config
+from megatron_longrope2.rope.hf import factors_to_hf, merge_into_hf, read_config, read_rope
 from megatron_longrope2.rope.load import published_names
 from megatron_longrope2.rope.methods import Method
 from megatron_longrope2.rope.options import Model
 from megatron_longrope2.rope.tables import comparison_table, factor_table, summary
 
-main = App(name="factors", help="Make, show, compare, check and convert rescaling factors.")
+main = App(name="factors", help="Make, show, check and convert rescaling factors.")
 ANY_MODEL = Model()
 FACTORS = Parameter(
     help="A factor file (.json), a CSV of long factors (one a line), a Hugging Face model folder whose RoPE "
@@ -23,85 +23,49 @@ FACTORS = Parameter(
 
 
 @main.command
-def make(
-    *,
-    method: Method,
-    output: Path,
-    model: Model = ANY_MODEL,
-    beta_fast: float | None = None,
-    beta_slow: float | None = None,
-    no_truncate: bool = False,
-    attention_factor: bool = False,
-) -> None:
+def make(*, method: Method, output: Path, attention_factor: bool = False, model: Model = ANY_MODEL) -> None:
     """Make factors by a closed-form method and write the factor file.
 
     Args:
         method: How to rescale; none makes factors of 1.
         output: The factor file to write.
-        beta_fast: YaRN's ramp starts where a dimension has this many periods in the original window (32 if
-            not given).
-        beta_slow: YaRN's ramp ends where a dimension has this many periods in the original window (1 if not
-            given).
-        no_truncate: Do not round the ends of YaRN's ramp outwards to whole dimensions.
         attention_factor: Multiply the long window's cosine and sine by YaRN's temperature, 0.1 ln(scale) + 1.
     """
-    factors = model.make(
-        method,
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        truncate=False if no_truncate else None,
-        attention_factor=attention_factor or None,
-    )
+    factors = model.make(method, attention_factor=attention_factor)
     factors.save(output)
     print(f"{summary(factors)}\nwrote {output}")
 
 
 @main.command
 def show(
-    factors: Annotated[str, FACTORS],
+    factors: Annotated[tuple[str, ...], FACTORS],
     /,
     *,
     plot: Path | None = None,
     cosine: int | None = None,
     model: Model = ANY_MODEL,
 ) -> None:
-    """Print a table: every dimension's period and factor, and whether it stays in distribution.
+    """Print one set dimension by dimension (its period, factor, and whether it stays in distribution), or
+    several sets side by side.
 
     Args:
         plot: Also draw the factors by dimension into this image.
-        cosine: Let the plot show the cosine of this dimension instead.
+        cosine: Let the plot show the cosine of this dimension of the first set instead.
     """
     if cosine is not None and plot is None:
         raise InputError("--cosine: needs --plot, the image to draw it in")
-    held = model.load(factors)
-    print(f"{summary(held)}\n\n{factor_table(held)}")
+    stems = [Path(place).stem for place in factors]
+    labels = stems if len(set(stems)) == len(stems) else factors
+    sets = {label: model.load(place) for label, place in zip(labels, factors, strict=True)}
+    first = sets[labels[0]]
+    print(comparison_table(sets) if len(sets) > 1 else f"{summary(first)}\n\n{factor_table(first)}")
     if plot is not None:
         from megatron_longrope2.rope.plots import plot_cosine, plot_factors
 
         if cosine is None:
-            plot_factors({held.method: held}, plot)
+            plot_factors(sets, plot)
         else:
-            plot_cosine(held, cosine, plot)
-        print(f"wrote {plot}")
-
-
-@main.command
-def compare(
-    factors: Annotated[tuple[str, ...], FACTORS], /, *, plot: Path | None = None, model: Model = ANY_MODEL
-) -> None:
-    """Print several sets in one table.
-
-    Args:
-        plot: Also draw them into this image.
-    """
-    stems = [Path(place).stem for place in factors]
-    labels = stems if len(set(stems)) == len(stems) else factors
-    sets = {label: model.load(place) for label, place in zip(labels, factors, strict=True)}
-    print(comparison_table(sets))
-    if plot is not None:
-        from megatron_longrope2.rope.plots import plot_factors
-
-        plot_factors(sets, plot)
+            plot_cosine(first, cosine, plot)
         print(f"wrote {plot}")
 
 
@@ -117,11 +81,13 @@ def check(
     held = model.load(factors)
     print(summary(held))
     if model.hf_dir is not None:
-        print(check_folder(held, model.hf_dir))
+        rope = read_rope(model.hf_dir)
+        print(held.check_carried(rope.source, rope.factors, **rope.facts))
     if checkpoint is not None:
-        from megatron_longrope2.checkpoint.verify import check_factors
+        from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 
-        print(check_factors(held, checkpoint))
+        tensors = MegatronTensors(checkpoint)
+        print(held.check_carried(str(checkpoint), tensors.factors, **tensors.rope_facts))
 
 
 @main.command
@@ -150,6 +116,6 @@ def convert(
     elif model.hf_dir is None:
         write_json(output, factors_to_hf(held, split_attention=split_attention))
     else:
-        config, source = read_hf_config(model.hf_dir), str(model.hf_dir / "config.json")
+        config, source = read_config(model.hf_dir), str(model.hf_dir / "config.json")
         write_json(output, merge_into_hf(config, held, source, split_attention=split_attention))
     print(f"wrote {output}")

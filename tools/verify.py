@@ -1,7 +1,6 @@
 """`longrope2 verify`."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_longrope2.checkpoint.settings import VerifySettings
@@ -46,7 +45,7 @@ def main(
     rows = compare_logits(first, second, settings)
     print(logit_table(rows))
     if output is not None:
-        write_json(output, [asdict(row) for row in rows])
-    if max(row.largest for row in rows) > settings.tolerance:
+        write_json(output, rows)
+    if max(row["largest"] for row in rows) > settings.tolerance:
         print(f"the logits differ by more than {settings.tolerance:g}")
         sys.exit(1)

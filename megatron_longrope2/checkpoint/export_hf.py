@@ -80,9 +80,7 @@ class MegatronSource:
     def specs(self) -> list[TensorSpec]:
         """The Hugging Face tensors that it holds, in their order."""
         return [
-            TensorSpec(name, shape, self._dtype(mapping))
-            for mapping, layer in self._steps()
-            for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(self.dims), strict=True)
+            TensorSpec(name, shape, self._dtype(mapping)) for name, shape, mapping in self.config.tensors()
         ]
 
     def _dtype(self, mapping: Mapping) -> torch.dtype:
@@ -94,7 +92,7 @@ class MegatronSource:
         Raises:
             InputError: data are missing or damaged, or hold NaN or infinity where that is not allowed.
         """
-        for mapping, layer in self._steps():
+        for mapping, layer in self.config.steps():
             names, begin = iter(mapping.hf_names(layer)), 0
             where = f"{self.tensors.folder}: {mapping.megatron}"
             where += f", layer {layer}" if mapping.in_layers else ""
@@ -106,15 +104,6 @@ class MegatronSource:
                     parts = block.split(rows)
                     yield from zip(islice(names, len(parts)), parts, strict=True)
                 begin += block.rows
-
-    def _steps(self) -> Iterator[tuple[Mapping, int]]:
-        """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
-        mappings = self.config.mappings()
-        first = next(n for n, mapping in enumerate(mappings) if mapping.in_layers)
-        inside = [mapping for mapping in mappings if mapping.in_layers]
-        yield from ((mapping, 0) for mapping in mappings[:first])
-        yield from ((mapping, layer) for layer in range(self.dims.num_layers) for mapping in inside)
-        yield from ((mapping, 0) for mapping in mappings[first:] if not mapping.in_layers)
 
 
 def open_checkpoint(
@@ -159,9 +148,7 @@ def _factors(
 ) -> RopeFactors | None:
     if rope_factors is not None:
         return config.load_factors(rope_factors, getattr(tensors.args, "original_length", None))
-    saved = getattr(tensors.args, "longrope2_factors", None)
-    if saved is None:
-        return None
-    factors = RopeFactors.from_dict(saved, source=f"{tensors.folder}: longrope2_factors")
+    factors = tensors.factors
     # A run without factors trains the plain RoPE, which config.json states by having no rope type.
-    return None if factors.method == "none" and config.factors() is None else factors
+    plain = factors is not None and factors.method == "none" and config.rope.factors is None
+    return None if plain else factors

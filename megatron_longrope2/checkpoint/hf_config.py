@@ -1,7 +1,10 @@
 """config.json on one side, Megatron's arguments on the other."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
-from megatron_longrope2.checkpoint.mapping import Mapping
+from megatron_longrope2.checkpoint.conversion import dtype_name
+from megatron_longrope2.checkpoint.mapping import Mapping, Shape
 from megatron_longrope2.errors import InputError, one_line
 from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors, load_factors
-from megatron_longrope2.rope.hf import HfRope, factors_from_hf, merge_into_hf, read_hf_rope
+from megatron_longrope2.rope.hf import HfRope, merge_into_hf, parse_rope
 
 CONFIG = "config.json"
 
@@ -103,29 +107,45 @@ class HFConfig:
         """Whether every linear layer has a bias."""
         return bool(self.full.get("attention_bias"))
 
-    @property
+    @cached_property
     def rope(self) -> HfRope:
-        """Base, dimensions and type of its RoPE."""
-        return read_hf_rope(self.full, source=str(self.path))
+        """Its RoPE.
+
+        Raises:
+            InputError: a rope type that is not known, or a broken one.
+        """
+        return parse_rope(self.full, source=str(self.path))
 
     def mappings(self) -> list[Mapping]:
         """The table's rows that this model uses."""
         return self.architecture.mappings(tied=self.tied, biased=self.biased)
 
+    def steps(self) -> Iterator[tuple[Mapping, int]]:
+        """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
+        dims = self.dims()
+        for _, group in groupby(self.mappings(), key=lambda mapping: mapping.in_layers):
+            together = list(group)
+            for layer in together[0].layers(dims):
+                yield from ((mapping, layer) for mapping in together)
+
+    def tensors(self) -> Iterator[tuple[str, Shape, Mapping]]:
+        """Name and shape of every Hugging Face tensor, in order, and the mapping that it belongs to."""
+        dims = self.dims()
+        for mapping, layer in self.steps():
+            for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True):
+                yield name, shape, mapping
+
     def dims(self) -> ModelDims:
         """The model's sizes; its vocabulary is not padded.
 
         Raises:
-            InputError: a rope type that is not known, or a broken one.
+            InputError: as `rope`.
         """
-        factors = self.factors()
         return ModelDims(
             **{name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS},
             name=self.path.parent.name,
             kv_channels=self.rope.head_dim,
-            original_length=(
-                factors.original_length if factors else int(self.full["max_position_embeddings"])
-            ),
+            original_length=self.rope.original_length,
             tied=self.tied,
         )
 
@@ -153,32 +173,22 @@ class HFConfig:
             raise InputError(f"{self.path}: partial_rotary_factor: llama rotates whole heads only")
         return HFConfig(path=self.path, raw=kept, full=AutoConfig.for_model(**kept).to_dict())
 
-    def factors(self) -> RopeFactors | None:
-        """The rescaling that config.json asks for; None for plain RoPE.
-
-        Raises:
-            InputError: a rope type that is not known, or a broken one.
-        """
-        return factors_from_hf(self.full, source=str(self.path))
-
     def load_factors(self, place: str | Path, original_length: int | None) -> RopeFactors:
         """Factors from a file or by published name, for this model.
 
         Raises:
             InputError: they are another model's, or their short window is not the RoPE that this model has.
         """
-        rope = self.rope
-        factors = load_factors(
-            place, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim, original_length=original_length
-        )
-        own = self.factors()
+        factors = load_factors(place, **self.rope.facts, original_length=original_length)
+        own = self.rope.factors
         if own is not None and not (
             np.allclose(own.short_factor, factors.short_factor, rtol=1e-6)
             and own.attention_factor.short == factors.attention_factor.short
         ):
             raise InputError(
-                f"{place}: short_factor: {self.path} has rope type {rope.rope_type}, which the short window "
-                "would lose; write the model's own factors into short_factor and attention_factor.short"
+                f"{place}: short_factor: {self.path} has rope type {self.rope.rope_type}, which the short "
+                "window would lose; write the model's own factors into short_factor and "
+                "attention_factor.short"
             )
         return factors
 
@@ -289,11 +299,11 @@ def exported_config(
     Raises:
         InputError: the factors are another model's, or need `split_attention`.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     out = {key: value for key, value in config.raw.items() if key not in ("auto_map", "dtype", "torch_dtype")}
     # transformers 5 reads the first name; 4 and vLLM the second.
     out |= {"dtype": name, "torch_dtype": name}
-    if factors is None or factors == config.factors():
+    if factors is None or factors == config.rope.factors:
         return out
     out.setdefault("max_position_embeddings", config.full["max_position_embeddings"])
     out = merge_into_hf(out, factors, str(config.path), split_attention=split_attention)

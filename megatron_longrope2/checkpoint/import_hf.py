@@ -42,7 +42,7 @@ def import_hf(settings: ImportSettings, *, dry_run: bool = False) -> list[Row]:
     original = factors.original_length if factors else settings.original_length
     dims = replace(dims, original_length=original or dims.original_length)
     config.check_window(dims.original_length)
-    _check_weights(config, tensors, dims)
+    _check_weights(config, tensors)
     make = _Maker(tensors, dims, settings)
     rows = [make.row(mapping) for mapping in config.mappings()]
     if dry_run:
@@ -71,7 +71,7 @@ def import_hf(settings: ImportSettings, *, dry_run: bool = False) -> list[Row]:
 def _factors(config: HFConfig, settings: ImportSettings) -> RopeFactors | None:
     if settings.rope_factors is not None:
         return config.load_factors(settings.rope_factors, settings.original_length)
-    factors = config.factors()
+    factors = config.rope.factors
     if factors is not None and settings.original_length not in (None, factors.original_length):
         raise InputError(
             f"{config.path}: original_max_position_embeddings: {factors.original_length} contradicts "
@@ -80,7 +80,7 @@ def _factors(config: HFConfig, settings: ImportSettings) -> RopeFactors | None:
     return factors
 
 
-def _check_weights(config: HFConfig, tensors: HFTensors, dims: ModelDims) -> None:
+def _check_weights(config: HFConfig, tensors: HFTensors) -> None:
     """Every tensor of the table is there with its shape, and no other."""
     found = {name: spec.shape for name, spec in tensors.specs.items() if not name.endswith(_FREE_NAMES)}
     if config.tied and found.pop("lm_head.weight", None) is not None:
@@ -90,12 +90,7 @@ def _check_weights(config: HFConfig, tensors: HFTensors, dims: ModelDims) -> Non
                 f"{tensors.file_of('lm_head.weight')}: lm_head.weight: differs from the embedding, but "
                 "config.json says tie_word_embeddings; set it to false"
             )
-    expected = {
-        name: shape
-        for mapping in config.mappings()
-        for layer in mapping.layers(dims)
-        for name, shape in zip(mapping.hf_names(layer), mapping.hf_shapes(dims), strict=True)
-    }
+    expected = {name: shape for name, shape, _ in config.tensors()}
     check_tensors(found, expected, tensors.folder, config.model_type)
 
 

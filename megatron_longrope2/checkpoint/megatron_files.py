@@ -5,7 +5,6 @@ parameters under Transformer Engine's names, layers stacked on the first axis, e
 iteration) pickled as the object `common_state`; older checkpoints keep that in common.pt.
 """
 
-import io
 import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -23,11 +22,13 @@ from torch.distributed.checkpoint.default_planner import create_default_global_s
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 from tqdm import tqdm
 
 from megatron_longrope2.checkpoint.mapping import LAYERS, Shape, TensorSpec
 from megatron_longrope2.checkpoint.torch_archive import load_metadata, load_object, map_tensor, save_object
 from megatron_longrope2.errors import InputError, one_line
+from megatron_longrope2.rope import RopeFactors
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -189,6 +190,22 @@ class MegatronTensors:
             raise InputError(f"{self.folder}: args: missing; only checkpoints saved with arguments convert")
         return common["args"]
 
+    @property
+    def factors(self) -> RopeFactors | None:
+        """The factors that the run trained with; None where it was not one of this package.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        saved = getattr(self.args, "longrope2_factors", None)
+        return saved and RopeFactors.from_dict(saved, source=f"{self.folder}: longrope2_factors")
+
+    @property
+    def rope_facts(self) -> dict[str, Any]:
+        """What factors must have in common with the model (`RopeFactors.check_model`)."""
+        rotary_dim = int(self.args.kv_channels * self.args.rotary_percent)
+        return {"rope_base": self.args.rotary_base, "rotary_dim": rotary_dim}
+
     @cached_property
     def iteration(self) -> int:
         """Training iterations behind it (0 when it was converted)."""
@@ -209,8 +226,7 @@ class MegatronTensors:
                     return load_object(file)
             info = self.metadata.storage_data[metadata.MetadataIndex(_COMMON)]
             with (self.folder / info.relative_path).open("rb") as file:
-                file.seek(info.offset)
-                return load_object(io.BytesIO(file.read(info.length)))[0]
+                return load_object(_create_file_view(file, info.offset, info.length))[0]
 
     def read(self, name: str, layer: int | None, row: int, rows: int) -> Tensor:
         """Some rows of a tensor, or of one layer of a stacked one: the file's own pages, if in one piece.
@@ -228,18 +244,18 @@ class MegatronTensors:
         if sum(torch.Size(item.lengths).numel() for item in items) != torch.Size(size).numel():
             raise InputError(f"{self.folder}: {name}: some parts are missing; the save was interrupted")
         if len(items) == 1:
-            tensor = self._read(items[0], dtype)
+            tensor = self._read(items[0])
         else:
             tensor = torch.empty(size, dtype=dtype)
             for item in items:
-                narrow_tensor_by_index(tensor, item.dest_offsets, item.lengths).copy_(self._read(item, dtype))
+                narrow_tensor_by_index(tensor, item.dest_offsets, item.lengths).copy_(self._read(item))
         return tensor if layer is None else tensor[0]
 
-    def _read(self, item: planner.ReadItem, dtype: torch.dtype) -> Tensor:
+    def _read(self, item: planner.ReadItem) -> Tensor:
         info = self.metadata.storage_data[item.storage_index]
         path = self.folder / info.relative_path
         with _reading(f"{path}: {item.storage_index.fqn}"):
-            chunk = map_tensor(path, info.offset, info.length, dtype)
+            chunk = map_tensor(path, info.offset, info.length)
         return narrow_tensor_by_index(chunk, item.storage_offsets, item.lengths)
 
 

@@ -4,22 +4,20 @@ A tensor is mapped instead of read: its bytes are touched when they are used. `t
 only; a `torch_dist` file holds many archives, and copying them costs several times what the conversion does.
 """
 
-import io
-import mmap
 import pickle
-import struct
-import warnings
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 import torch
 import torch.distributed.checkpoint.metadata as dcp
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
+from torch.distributed.checkpoint.utils import _create_file_view
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 _PIECE = 1 << 20
@@ -109,9 +107,6 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         return self._known.get((module, name), Unread)
 
-    def persistent_load(self, pid: Any) -> Any:
-        return pid
-
 
 _METADATA: dict[tuple[str, str], Any] = {
     (kind.__module__, kind.__qualname__): kind
@@ -136,39 +131,20 @@ def load_metadata(file: IO[bytes]) -> dcp.Metadata:
     return metadata
 
 
-def _layout(_storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> tuple[int, Any, Any]:
-    """In the place of the function that makes a tensor: where the tensor lies in its storage."""
-    return offset, size, stride
-
-
-def map_tensor(path: Path, begin: int, length: int, dtype: torch.dtype) -> Tensor:
-    """The tensor of one archive inside a file, on the file's own pages: not to be written to.
+def map_tensor(path: Path, begin: int, length: int) -> Tensor:
+    """The tensor of one archive inside a file, on the file's own pages: what is written to it is not kept.
 
     Args:
         path: the file.
         begin, length: where the archive stands in it, bytes.
-        dtype: what was saved.
 
     Raises:
         Exception: the file is missing or damaged; unpickling may raise anything.
     """
-    slack = begin % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
-        # All pages at once: a fault for each would cost as much as reading them.
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        pages = mmap.mmap(file.fileno(), length + slack, flags, mmap.PROT_READ, offset=begin - slack)
-    records = {}
-    with zipfile.ZipFile(pages) as archive:  # type: ignore[call-overload]
-        for info in archive.infolist():
-            name = info.filename.split("/", 1)[1]
-            # The data follow the local header, whose padding only it knows.
-            name_length, extra_length = struct.unpack_from("<HH", pages, info.header_offset + 26)
-            records[name] = (info.header_offset + 30 + name_length + extra_length, info.file_size)
-    start, size = records["data.pkl"]
-    known = {("torch._utils", "_rebuild_tensor_v2"): _layout}
-    offset, shape, stride = _Unpickler(io.BytesIO(pages[start : start + size]), known).load()
-    start, size = records["data/0"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        storage = torch.frombuffer(pages, dtype=dtype, count=size // dtype.itemsize, offset=start)
-    return storage.as_strided(shape, stride, offset)
+    with path.open("rb") as file, FakeTensorMode():
+        fake = torch.load(_create_file_view(file, begin, length), map_location="cpu", weights_only=True)
+    storage = fake.untyped_storage()
+    pages = np.memmap(path, np.uint8, "c", begin + storage._checkpoint_offset, storage.nbytes())
+    return (
+        torch.from_numpy(pages).view(fake.dtype).as_strided(fake.shape, fake.stride(), fake.storage_offset())
+    )

@@ -1,10 +1,8 @@
 """Do two checkpoints, Hugging Face or Megatron, hold the same model?"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from megatron_longrope2.checkpoint.export_hf import open_checkpoint
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.mapping import TensorSpec
-from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import VerifySettings
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
@@ -50,10 +47,10 @@ def read_structure(folder: str | Path, base_dir: str | Path | None = None) -> St
     folder = Path(folder)
     if (folder / "config.json").exists():
         config = HFConfig.read(folder)
-        specs = dict(HFTensors(folder).specs)
+        specs = HFTensors(folder).specs
         if config.tied:
             specs.pop("lm_head.weight", None)
-        return Structure("Hugging Face", config, specs, config.factors())
+        return Structure("Hugging Face", config, specs, config.rope.factors)
     source = open_checkpoint(folder, base_dir)
     return Structure("Megatron", source.config, {spec.name: spec for spec in source.specs()}, source.factors)
 
@@ -63,64 +60,28 @@ def differences(one: Structure, other: Structure) -> list[str]:
 
     Dtypes may differ: logits are compared in float32.
     """
-    found = [f"{name}: only in the first" for name in sorted(one.specs.keys() - other.specs.keys())]
-    found += [f"{name}: only in the second" for name in sorted(other.specs.keys() - one.specs.keys())]
-    for name in sorted(one.specs.keys() & other.specs.keys()):
-        shapes = one.specs[name].shape, other.specs[name].shape
-        if shapes[0] != shapes[1]:
-            found.append(f"{name}: shape {list(shapes[0])} in the first, {list(shapes[1])} in the second")
-    for field in ("rms_norm_eps", "num_attention_heads"):
-        left, right = (structure.config.full.get(field) for structure in (one, other))
-        if left != right:
-            found.append(f"{field}: {left} in the first, {right} in the second")
-    bases = one.config.rope.rope_base, other.config.rope.rope_base
-    if bases[0] != bases[1]:
-        found.append(f"rope_theta: {bases[0]:g} in the first, {bases[1]:g} in the second")
-    if one.factors is None or other.factors is None:
-        if one.factors is not other.factors:
-            which = "first" if one.factors is None else "second"
-            found.append(f"RoPE: plain in the {which}, rescaled in the other")
-        return found
-    return found + [f"RoPE: {text}" for text in one.factors.differences(other.factors)]
+    found = []
+    left, right = _described(one), _described(other)
+    for name in sorted(left.keys() | right.keys()):
+        if name not in right or name not in left:
+            found.append(f"{name}: only in the {'first' if name in left else 'second'}")
+        elif left[name] != right[name]:
+            found.append(f"{name}: {left[name]} in the first, {right[name]} in the second")
+    if one.factors is not None and other.factors is not None:
+        found += [f"RoPE: {text}" for text in one.factors.differences(other.factors)]
+    elif one.factors is not other.factors:
+        which = "first" if one.factors is None else "second"
+        found.append(f"RoPE: plain in the {which}, rescaled in the other")
+    return found
 
 
-def check_factors(factors: RopeFactors, load_dir: str | Path) -> str:
-    """Whether a Megatron checkpoint fits the factors; the answer is one line.
-
-    Raises:
-        InputError: there is no checkpoint, it is of another model, or it holds other factors.
-    """
-    args = MegatronTensors(load_dir).args
-    rotary_dim = int(args.kv_channels * args.rotary_percent)
-    factors.check_model(str(load_dir), rope_base=args.rotary_base, rotary_dim=rotary_dim)
-    theirs = getattr(args, "longrope2_factors", None)
-    if theirs is None:
-        return f"{load_dir}: fits; holds no factors yet"
-    source = f"{load_dir}: longrope2_factors"
-    if found := factors.differences(RopeFactors.from_dict(theirs, source=source)):
-        raise InputError(f"{source}: {'; '.join(found)}: the factors against the checkpoint's")
-    return f"{load_dir}: fits; holds these factors"
+def _described(structure: Structure) -> dict[str, object]:
+    shapes = {name: f"shape {list(spec.shape)}" for name, spec in structure.specs.items()}
+    sizes = {name: structure.config.full.get(name) for name in ("rms_norm_eps", "num_attention_heads")}
+    return shapes | sizes | {"rope_theta": structure.config.rope.rope_base}
 
 
-@dataclass(frozen=True)
-class LogitDifference:
-    """How far two models' logits are apart on one sequence.
-
-    Attributes:
-        length: of the sequence, tokens.
-        largest, mean: of the absolute differences.
-        scale: standard deviation of the first model's logits.
-        same_prediction: share of the compared positions where both find the same token most likely.
-    """
-
-    length: int
-    largest: float
-    mean: float
-    scale: float
-    same_prediction: float
-
-
-def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[LogitDifference]:
+def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dict[str, float]]:
     """Run both models in float32, one after the other, on the same random tokens.
 
     The last position of each sequence is compared, and others evenly spaced.
@@ -128,6 +89,11 @@ def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[Log
     Args:
         one, other: checkpoints of either kind.
         settings: which sequences.
+
+    Returns:
+        For each sequence its `length`, the `largest` and the `mean` of the absolute differences, the standard
+        deviation of the first model's logits (`scale`), and the share of the compared positions where both
+        find the same token most likely (`same_prediction`).
 
     Raises:
         InputError: a checkpoint cannot be read, or the vocabularies differ.
@@ -145,56 +111,52 @@ def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[Log
     return [_difference(length, *pair) for length, *pair in zip(lengths, left, right, strict=True)]
 
 
-def logit_table(rows: list[LogitDifference]) -> str:
+def logit_table(rows: list[dict[str, float]]) -> str:
     """The differences, one sequence a line."""
     cells = [
         (
-            row.length,
-            *(f"{value:.2e}" for value in (row.largest, row.mean, row.scale)),
-            f"{row.same_prediction:.1%}",
+            row["length"],
+            *(f"{row[name]:.2e}" for name in ("largest", "mean", "scale")),
+            f"{row['same_prediction']:.1%}",
         )
         for row in rows
     ]
     return text_table(("length", "largest", "mean", "logit std", "same prediction"), cells, left=0)
 
 
-def _difference(length: int, left: Tensor, right: Tensor) -> LogitDifference:
+def _difference(length: int, left: Tensor, right: Tensor) -> dict[str, float]:
     apart = (left - right).abs()
-    return LogitDifference(
-        length=length,
-        largest=float(apart.max()),
-        mean=float(apart.mean()),
-        scale=float(left.std()),
-        same_prediction=float((left.argmax(-1) == right.argmax(-1)).float().mean()),
-    )
+    return {
+        "length": length,
+        "largest": float(apart.max()),
+        "mean": float(apart.mean()),
+        "scale": float(left.std()),
+        "same_prediction": float((left.argmax(-1) == right.argmax(-1)).float().mean()),
+    }
 
 
-def _logits(folder: str | Path, tokens: list[Tensor], vocab: int, positions: int) -> list[Tensor]:
-    is_hf = (Path(folder) / "config.json").exists()
-    with _hf_model(folder) if is_hf else _megatron_model(folder) as run, torch.no_grad():
-        found = []
-        for row in tqdm(tokens, desc=f"logits of {Path(folder).name}", unit="sequence"):
-            kept = torch.linspace(0, row.shape[1] - 1, min(positions, row.shape[1])).round().long()
-            found.append(run(row)[0, kept, :vocab].float().cpu())
-        return found
+@torch.no_grad()
+def _logits(folder: Path, tokens: list[Tensor], vocab: int, positions: int) -> list[Tensor]:
+    run = _hf_model(folder) if (folder / "config.json").exists() else _megatron_model(folder)
+    found = []
+    for row in tqdm(tokens, desc=f"logits of {folder.name}", unit="sequence"):
+        kept = torch.linspace(0, row.shape[1] - 1, min(positions, row.shape[1])).round().long()
+        found.append(run(row)[0, kept, :vocab].float().cpu())
+    return found
 
 
-@contextmanager
-def _hf_model(folder: str | Path) -> Iterator[Any]:
+def _hf_model(folder: Path) -> Callable[[Tensor], Tensor]:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    yield lambda row: model(row.to(device), use_cache=False).logits
+    return lambda row: model(row.to(device), use_cache=False).logits
 
 
-@contextmanager
-def _megatron_model(folder: str | Path) -> Iterator[Any]:
+def _megatron_model(folder: Path) -> Callable[[Tensor], Tensor]:
     from megatron_longrope2.model.loading import load_model, unload_model
 
+    unload_model()
     model = load_model(folder).chunks[0]
     device = next(model.parameters()).device
-    try:
-        yield lambda row: model(row.to(device), torch.arange(row.shape[1], device=device).unsqueeze(0), None)
-    finally:
-        unload_model()
+    return lambda row: model(row.to(device), torch.arange(row.shape[1], device=device).unsqueeze(0), None)

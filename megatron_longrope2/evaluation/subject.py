@@ -17,7 +17,7 @@ from megatron_longrope2.evaluation.checks import check_encodes, check_prompts
 from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
+from megatron_longrope2.rope.hf import read_rope
 from megatron_longrope2.scoring.hugging_face import HFScorer
 from megatron_longrope2.scoring.scorer import Scorer
 
@@ -116,12 +116,12 @@ def windows(folder: Path, factors: RopeFactors | None) -> dict[str, Any]:
     Raises:
         InputError: config.json cannot be read.
     """
-    factors = factors or factors_from_hf(read_hf_config(folder), str(folder))
+    factors = factors or read_rope(folder).factors
     if factors is not None and factors.method != "none":
         method, original, target = factors.method, factors.original_length, factors.target_length
     else:
-        window = factors.original_length if factors else read_hf_config(folder)["max_position_embeddings"]
-        method, original, target = "none", int(window), int(window)
+        window = factors.original_length if factors else read_rope(folder).max_length
+        method, original, target = "none", window, window
     return {
         "checkpoint": str(folder),
         "method": method,

@@ -20,7 +20,7 @@ from megatron_longrope2.launch.run_folder import load_chain
 from megatron_longrope2.launch.settings import Settings, StageSettings
 from megatron_longrope2.provenance import versions
 from megatron_longrope2.rope import load_factors
-from megatron_longrope2.rope.hf import read_hf_config, read_hf_rope
+from megatron_longrope2.rope.hf import parse_rope, read_config, read_rope
 
 PACKAGE = "megatron-longrope2"
 
@@ -145,13 +145,12 @@ def _missing_inputs(settings: Settings) -> Iterator[str]:
 
 def _model_problems(settings: Settings) -> Iterator[str]:
     model, source = settings.model, settings.source
-    config = read_hf_config(model.hf_dir)
-    rope = read_hf_rope(config, source=str(model.hf_dir / "config.json"))
-    original = rope.fields.get("original_max_position_embeddings") or rope.max_length
+    config = read_config(model.hf_dir)
+    original = parse_rope(config, str(model.hf_dir / "config.json")).original_length
     if model.target_length <= original:
         yield (
             f"{source}: model.target_length: {model.target_length} is not longer than the model's own "
-            f"{original:g}"
+            f"{original}"
         )
     for name, stage in settings.stages.items():
         for problem in _layout_problems(stage, config, model.target_length):
@@ -194,8 +193,7 @@ def _checkpoint_problems(folder: Path) -> Iterator[str]:
 
 def _factor_problems(settings: Settings) -> Iterator[str]:
     model, place = settings.model, factors_file(settings)
-    rope = read_hf_rope(read_hf_config(model.hf_dir), source=str(model.hf_dir / "config.json"))
-    factors = load_factors(place, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
+    factors = load_factors(place, **read_rope(model.hf_dir).facts)
     if model.target_length > factors.target_length:
         yield (
             f"{place}: target_length: {factors.target_length} is shorter than the settings' "

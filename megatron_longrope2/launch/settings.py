@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.errors import InputError, refusals
+from megatron_longrope2.files import read_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,21 +236,9 @@ def load_settings(path: str | Path, base: Path | None = None) -> Settings:
     path = Path(path)
     base = base or path.resolve().parent
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        settings = Settings.model_validate(content, context=base)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        settings = Settings.model_validate(tomllib.loads(read_text(path)), context=base)
     except ValidationError as error:
-        raise InputError("\nerror: ".join(f"{path}: {_line(one)}" for one in error.errors())) from error
-    except ValueError as error:
+        raise InputError("\nerror: ".join(f"{path}: {line}" for line in refusals(error))) from error
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     return settings.model_copy(update={"source": path, "base": base})
-
-
-def _line(error: Any) -> str:
-    """Pydantic's error as `table.key: what is wrong`."""
-    place = ".".join(map(str, error["loc"]))
-    what = str(error.get("ctx", {}).get("error") or error["msg"])
-    if error["type"] not in ("missing", "value_error"):
-        what += f", not {error['input']!r}"
-    return f"{place}: {what}" if place else what

@@ -1,33 +1,40 @@
 """The rescaling factors of one model: what they are, what they may not be, and their JSON and CSV files."""
 
-import copy
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from numbers import Integral, Real
+from dataclasses import asdict, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python
 
-from megatron_longrope2.errors import InputError, naming
+from megatron_longrope2.errors import InputError, naming, refusals
 from megatron_longrope2.files import write_json, write_text
-from megatron_longrope2.rope.frequencies import angles, check_rope, critical_dim
+from megatron_longrope2.rope.frequencies import angles, critical_dim
 
 FORMAT = "longrope2-factors/1"
 Window = Literal["short", "long"]
 
+RopeBase = Annotated[float, Field(strict=True, gt=1, allow_inf_nan=False)]
+RotaryDim = Annotated[int, Field(strict=True, ge=2, multiple_of=2)]
+Length = Annotated[int, Field(strict=True, ge=1)]
+Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AttentionFactor:
     """What cosine and sine are multiplied by in each window; LongRoPE2 multiplies by 1."""
 
-    short: float = 1.0
-    long: float = 1.0
+    short: Positive = 1.0
+    long: Positive = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RopeFactors:
     """One rescaling of one model's RoPE: `inv_freq_i = 1 / (factor_i * rope_base^(2i/rotary_dim))`.
 
@@ -48,43 +55,45 @@ class RopeFactors:
         InputError: a field breaks a rule above, or the target is not longer than the original.
     """
 
-    method: str
-    rope_base: float
-    rotary_dim: int
-    original_length: int
-    target_length: int
-    critical_dim: int | None
-    long_factor: tuple[float, ...] = field(repr=False)
-    short_factor: tuple[float, ...] = field(default=(), repr=False)
+    method: Annotated[str, Field(min_length=1)]
+    rope_base: RopeBase
+    rotary_dim: RotaryDim
+    original_length: Length
+    target_length: Length
+    critical_dim: Annotated[int, Field(strict=True, ge=0)] | None
+    long_factor: tuple[Factor, ...] = field(repr=False)
+    short_factor: tuple[Factor, ...] = field(default=(), repr=False)
     attention_factor: AttentionFactor = AttentionFactor()
     provenance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, fields: Any, validate: ModelWrapValidatorHandler["RopeFactors"]) -> "RopeFactors":
+        try:
+            return validate(fields)
+        except ValidationError as error:
+            raise InputError(refusals(error)[0]) from error
+
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the fields are frozen
-        put(self, "rope_base", number(self.rope_base, "rope_base"))
-        for name in ("rotary_dim", "original_length", "target_length"):
-            put(self, name, whole_number(getattr(self, name), name))
+        half = self.rotary_dim // 2
+        if not self.short_factor:
+            object.__setattr__(self, "short_factor", (1.0,) * half)  # the fields are frozen
         if self.target_length <= self.original_length:
             raise InputError(
                 f"target_length: {self.target_length} is not larger than original_length "
                 f"{self.original_length}; give the extended window in tokens"
             )
-        check_rope(self.rope_base, self.rotary_dim)
-        half = self.rotary_dim // 2
-        if self.critical_dim is not None:
-            put(self, "critical_dim", whole_number(self.critical_dim, "critical_dim", least=0))
-            if self.critical_dim > half:
-                raise InputError(f"critical_dim: {self.critical_dim} is outside [0, {half}]")
-        if not isinstance(self.method, str) or not self.method:
-            raise InputError(f"method: must be a name, got {self.method!r}")
-        for name, value in asdict(self.attention_factor).items():
-            if not 0 < number(value, f"attention_factor.{name}") < math.inf:
-                raise InputError(f"attention_factor.{name}: {value} is not a finite positive number")
-        put(self, "long_factor", _vector(self.long_factor, half, "long_factor"))
-        unset = isinstance(self.short_factor, tuple) and not self.short_factor
-        short = (1.0,) * half if unset else self.short_factor
-        put(self, "short_factor", _vector(short, half, "short_factor"))
-        put(self, "provenance", copy.deepcopy(dict(self.provenance)))
+        if self.critical_dim is not None and self.critical_dim > half:
+            raise InputError(f"critical_dim: {self.critical_dim} is outside [0, {half}]")
+        for name, vector in (("long_factor", self.long_factor), ("short_factor", self.short_factor)):
+            if len(vector) != half:
+                raise InputError(f"{name}: {len(vector)} numbers, but half the rotary dimension is {half}")
+            for i, (before, value) in enumerate(pairwise(vector), start=1):
+                if value < before:
+                    raise InputError(
+                        f"{name}: entry {i} ({value:.9g}) is below entry {i - 1} ({before:.9g}); "
+                        "factors must not decrease"
+                    )
 
     @property
     def scale(self) -> float:
@@ -137,6 +146,23 @@ class RopeFactors:
                     "use factors made for this model"
                 )
 
+    def check_carried(self, source: str, theirs: "RopeFactors | None", **known: float) -> str:
+        """Whether a model fits the factors, and carries them or none; the answer is one line.
+
+        Args:
+            source, known: as in `check_model`.
+            theirs: the factors that the model carries.
+
+        Raises:
+            InputError: it is another model, or it carries factors that rotate differently.
+        """
+        self.check_model(source, **known)
+        if theirs is None:
+            return f"{source}: fits; carries no factors yet"
+        if found := self.differences(theirs):
+            raise InputError(f"{source}: {'; '.join(found)}: the factors against the model's own")
+        return f"{source}: fits; carries these factors"
+
     def differences(self, other: "RopeFactors", rel_tol: float = 1e-6) -> list[str]:
         """In which fields two sets would rotate differently, one text each: "field: mine against theirs".
 
@@ -162,8 +188,7 @@ class RopeFactors:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of a factor file (plain numbers, lists and dicts)."""
-        value = {"format": FORMAT, **asdict(self)}
-        return value | {"long_factor": list(self.long_factor), "short_factor": list(self.short_factor)}
+        return {"format": FORMAT, **to_jsonable_python(self)}
 
     @classmethod
     def from_dict(cls, value: Any, source: str = "factors") -> "RopeFactors":
@@ -179,20 +204,7 @@ class RopeFactors:
         with naming(source):
             if not isinstance(value, dict) or value.get("format") != FORMAT:
                 raise InputError(f'format: not a factor file; it needs "format": "{FORMAT}"')
-            fields = {name: item for name, item in value.items() if name != "format"}
-            known = list(cls.__dataclass_fields__)
-            for name in fields:
-                if name not in known:
-                    raise InputError(f"{name}: unknown field; known are {', '.join(known)}")
-            for name in known[: known.index("short_factor")]:
-                if name not in fields:
-                    raise InputError(f"{name}: missing")
-            attention = fields.pop("attention_factor", {})
-            if not isinstance(attention, dict) or not set(attention) <= {"short", "long"}:
-                raise InputError('attention_factor: must be {"short": number, "long": number}')
-            if not isinstance(fields.get("provenance", {}), dict):
-                raise InputError("provenance: must be an object")
-            return cls(**fields, attention_factor=AttentionFactor(**attention))
+            return cls(**{name: item for name, item in value.items() if name != "format"})
 
     def save(self, path: str | Path, form: Literal["json", "csv"] | None = None) -> None:
         """Write a factor file.
@@ -209,42 +221,3 @@ class RopeFactors:
             write_text(path, "".join(f"{value!r}\n" for value in self.long_factor))
         else:
             write_json(path, self.to_dict())
-
-
-def number(value: Any, name: str) -> float:
-    """A field of a file that must be a number.
-
-    Raises:
-        InputError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name}: must be a number, got {value!r}")
-    return float(value)
-
-
-def whole_number(value: Any, name: str, least: int = 1) -> int:
-    """A field of a file that must be a whole number, of at least `least`.
-
-    Raises:
-        InputError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}")
-    return int(value)
-
-
-def _vector(values: Iterable[Any], length: int, name: str) -> tuple[float, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"{name}: must be a list of numbers, got {values!r}")
-    vector = tuple(number(value, f"{name}: entry {i}") for i, value in enumerate(values))
-    if len(vector) != length:
-        raise InputError(f"{name}: {len(vector)} numbers, but half the rotary dimension is {length}")
-    for i, value in enumerate(vector):
-        if not 1 <= value < math.inf:
-            raise InputError(f"{name}: entry {i} is {value:g}; a factor is a finite number of at least 1")
-        if i and value < vector[i - 1]:
-            raise InputError(
-                f"{name}: entry {i} ({value:.9g}) is below entry {i - 1} ({vector[i - 1]:.9g}); "
-                "factors must not decrease"
-            )
-    return vector

@@ -9,39 +9,16 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longrope2.errors import InputError
-
 FloatArray = NDArray[np.float64]
 
 
-def check_rope(rope_base: float, rotary_dim: int) -> None:
-    """Refuse a base or a rotary dimension that no RoPE can have.
-
-    Raises:
-        InputError: `rope_base` is not finite and above 1, or `rotary_dim` is not even and at least 2.
-    """
-    if not (math.isfinite(rope_base) and rope_base > 1):
-        raise InputError(f"rope_base: {rope_base:g} is not a finite number above 1")
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise InputError(f"rotary_dim: {rotary_dim} is not an even number of at least 2")
-
-
 def angles(rope_base: float, rotary_dim: int) -> FloatArray:
-    """Angle per token of each dimension, `theta_i = rope_base^(-2i/rotary_dim)`: radians, [rotary_dim/2].
-
-    Raises:
-        InputError: as `check_rope`.
-    """
-    check_rope(rope_base, rotary_dim)
+    """Angle per token of each dimension, `theta_i = rope_base^(-2i/rotary_dim)`: radians, [rotary_dim/2]."""
     return np.power(float(rope_base), -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
 
 
 def periods(rope_base: float, rotary_dim: int) -> FloatArray:
-    """Period of each dimension, `2*pi / theta_i`: tokens, [rotary_dim/2].
-
-    Raises:
-        InputError: as `check_rope`.
-    """
+    """Period of each dimension, `2*pi / theta_i`: tokens, [rotary_dim/2]."""
     return 2 * math.pi / angles(rope_base, rotary_dim)
 
 
@@ -51,13 +28,7 @@ def critical_dim(rope_base: float, rotary_dim: int, length: int, periods: float 
     `ceil(rotary_dim/2 * log_rope_base(length / (2*pi*periods)))`, kept within [0, rotary_dim/2]; the upper
     end means that every dimension completes them. With `periods=1` it is the theoretical critical dimension
     (LongRoPE2, section 2), with `periods=10` the lowest candidate for the real one.
-
-    Raises:
-        InputError: as `check_rope`; or `length` or `periods` is not positive.
     """
-    check_rope(rope_base, rotary_dim)
-    if length <= 0 or periods <= 0:
-        raise InputError(f"critical_dim: length {length} and periods {periods} must be positive")
     return min(max(math.ceil(turning_dim(rope_base, rotary_dim, length, periods)), 0), rotary_dim // 2)
 
 

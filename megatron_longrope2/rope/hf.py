@@ -5,69 +5,210 @@ transformers 5.23 (`modeling_rope_utils.py`), whose own functions the tests comp
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from megatron_longrope2.errors import InputError, naming
 from megatron_longrope2.files import read_json
-from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors, number, whole_number
-from megatron_longrope2.rope.frequencies import FloatArray, check_rope
+from megatron_longrope2.rope.factors import (
+    AttentionFactor,
+    Factor,
+    Length,
+    Positive,
+    RopeBase,
+    RopeFactors,
+    RotaryDim,
+)
+from megatron_longrope2.rope.frequencies import FloatArray
 from megatron_longrope2.rope.methods import llama3_factors, pi_factors, yarn_attention_factor, yarn_factors
 
 # Model types whose base transformers takes to be 10000 when the config is silent.
 _BASE_10000 = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 _ORIGINAL_LENGTH = "original_max_position_embeddings"
+_TOP_LEVEL = (
+    *("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings"),
+    *("rope_theta", "partial_rotary_factor", _ORIGINAL_LENGTH),
+)
+
+Original = Annotated[int, Field(strict=True, ge=2)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Vector = tuple[Number, ...]
+Windows = tuple[Vector, Vector, AttentionFactor]
+"""Long and short factors, [rotary_dim/2], and their attention factors."""
 
 
-@dataclass(frozen=True)
-class HfRope:
-    """The RoPE of a config, whichever schema it is written in.
+class HfRope(BaseModel, frozen=True):
+    """The RoPE of a config, whichever schema it is written in; itself of rope type "default", not rescaled.
 
     Attributes:
+        source: the config's name, for messages.
         rope_type: "default", "linear", ...
         rope_base: RoPE base.
         head_dim: dimensions of a head.
-        rotary_dim: those of them that are rotated (`partial_rotary_factor`).
+        rotary_dim: those of them that are rotated.
         max_length: `max_position_embeddings`, tokens.
-        fields: the scaling's own fields, and `original_max_position_embeddings` from wherever it stands.
     """
 
-    rope_type: str
-    rope_base: float
-    head_dim: int
-    rotary_dim: int
-    max_length: int
-    fields: dict[str, Any]
+    source: str
+    rope_type: str = "default"
+    rope_base: RopeBase = Field(alias="rope_theta")
+    hidden_size: Length
+    num_attention_heads: Length
+    head_dim: Length = Field(
+        default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"]
+    )
+    partial_rotary_factor: Number = 1.0
+    rotary_dim: RotaryDim = Field(
+        default_factory=lambda known: int(known["head_dim"] * known["partial_rotary_factor"]),
+        validate_default=True,
+    )
+    max_length: Length = Field(alias="max_position_embeddings")
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A numeric field of the scaling; null counts as absent."""
-        value = self.fields.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise InputError(f"{name}: missing, and rope type {self.rope_type} needs it")
-        return number(value, name)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What factors must have in common with the model (`RopeFactors.check_model`)."""
+        return {"rope_base": self.rope_base, "rotary_dim": self.rotary_dim}
 
-    def factor(self, default: float | None = None) -> float:
-        """How many times longer the extended window is."""
-        factor = self.number("factor", default)
-        if not 1 <= factor < math.inf:
-            raise InputError(f"factor: {factor:g} is not a finite number of at least 1")
-        return factor
-
+    @property
     def original_length(self) -> int:
-        """The pre-trained window that the scaling states, tokens."""
-        return whole_number(self.fields.get(_ORIGINAL_LENGTH), _ORIGINAL_LENGTH, least=2)
+        """The pre-trained window, tokens."""
+        return self.max_length
 
-    def lengths(self, original: int, factor: float) -> dict[str, int]:
-        """Original and target length, tokens."""
-        # Some model cards leave the original length in `max_position_embeddings`.
-        target = self.max_length if self.max_length > original else round(original * factor)
-        return {"original_length": original, "target_length": target}
+    @property
+    def factors(self) -> RopeFactors | None:
+        """The factors that the RoPE amounts to; None where it is not rescaled (rope type "default").
+
+        `linear`, `yarn` and `llama3` apply at every length, so both windows get their vector and attention
+        factor; `longrope` has one vector per window. Where `attention_factor` is absent, transformers'
+        default is computed; `short_mscale` and `long_mscale` (vLLM's) take precedence where they are given.
+
+        Raises:
+            InputError: as `RopeFactors`.
+        """
+        return None
 
 
-def read_hf_config(folder: str | Path) -> dict[str, Any]:
+class RescaledRope(HfRope, ABC, frozen=True):
+    """A RoPE of another type.
+
+    Attributes:
+        factor: how many times longer the extended window is.
+        original: the pre-trained window, tokens.
+    """
+
+    factor: Factor | None = None
+    original: Original = Field(alias="original_max_position_embeddings")
+
+    @property
+    def scale(self) -> float:
+        """`factor`, or the ratio of the two lengths."""
+        return self.factor or self.max_length / self.original
+
+    @property
+    def original_length(self) -> int:
+        return self.original
+
+    @property
+    def factors(self) -> RopeFactors:
+        with naming(self.source):
+            long, short, attention = self.windows()
+            # Some model cards leave the original length in `max_position_embeddings`.
+            extended = self.max_length > self.original
+            return RopeFactors(
+                method=self.rope_type,
+                rope_base=self.rope_base,
+                rotary_dim=self.rotary_dim,
+                original_length=self.original,
+                target_length=self.max_length if extended else round(self.original * self.scale),
+                critical_dim=None,
+                long_factor=long,
+                short_factor=short,
+                attention_factor=attention,
+                provenance={"file": self.source},
+            )
+
+    @abstractmethod
+    def windows(self) -> Windows:
+        """What it does in the two windows."""
+
+
+class LinearRope(RescaledRope, frozen=True):
+    """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
+
+    factor: Factor
+    original: Original = Field(
+        default_factory=lambda known: round(known["max_length"] / known["factor"]),
+        alias="original_max_position_embeddings",
+        validate_default=True,
+    )
+
+    def windows(self) -> Windows:
+        return _both(pi_factors(self.rotary_dim, self.scale))
+
+
+class YarnRope(RescaledRope, frozen=True):
+    """YaRN, with DeepSeek's `mscale` where the config has it."""
+
+    beta_fast: Number = 32.0
+    beta_slow: Number = 1.0
+    truncate: bool = True
+    mscale: Number = 0.0
+    mscale_all_dim: Number = 0.0
+    attention_factor: Positive | None = None
+
+    def windows(self) -> Windows:
+        ramp = self.model_dump(include={"beta_fast", "beta_slow", "truncate"})
+        vector = yarn_factors(self.rope_base, self.rotary_dim, self.original, self.scale, **ramp)
+        default = yarn_attention_factor(self.scale)
+        if self.mscale and self.mscale_all_dim:
+            default = (1 + (default - 1) * self.mscale) / (1 + (default - 1) * self.mscale_all_dim)
+        return _both(vector, self.attention_factor or default)
+
+
+class Llama3Rope(RescaledRope, frozen=True):
+    """LLaMA 3.1's."""
+
+    low_freq_factor: Number
+    high_freq_factor: Number
+
+    def windows(self) -> Windows:
+        bounds = self.model_dump(include={"low_freq_factor", "high_freq_factor"})
+        return _both(llama3_factors(self.rope_base, self.rotary_dim, self.original, self.scale, **bounds))
+
+
+class LongRope(RescaledRope, frozen=True):
+    """A vector for each window, in the config itself."""
+
+    long_factor: Vector
+    short_factor: Vector
+    attention_factor: Positive | None = None
+    short_mscale: Positive | None = None
+    long_mscale: Positive | None = None
+
+    def windows(self) -> Windows:
+        default = math.sqrt(1 + math.log(self.scale) / math.log(self.original))
+        both = self.attention_factor or default
+        pair = AttentionFactor(self.short_mscale or both, self.long_mscale or both)
+        return self.long_factor, self.short_factor, pair
+
+
+def _both(vector: FloatArray, attention: float = 1.0) -> Windows:
+    return tuple(vector.tolist()), tuple(vector.tolist()), AttentionFactor(attention, attention)
+
+
+_ROPES = {
+    "default": HfRope,
+    "linear": LinearRope,
+    "yarn": YarnRope,
+    "llama3": Llama3Rope,
+    "longrope": LongRope,
+}
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a Hugging Face model folder.
 
     Raises:
@@ -80,97 +221,47 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_hf_rope(config: dict[str, Any], source: str) -> HfRope:
-    """RoPE type, base, dimensions and length of a config.
+def read_rope(folder: str | Path) -> HfRope:
+    """The RoPE of a Hugging Face model folder (`parse_rope`)."""
+    return parse_rope(read_config(folder), str(Path(folder) / "config.json"))
+
+
+def parse_rope(config: dict[str, Any], source: str) -> HfRope:
+    """The RoPE of a config.
 
     Raises:
-        InputError: a field is missing or wrong, the schemas contradict each other, or the model has several
-            RoPEs (per layer type, multimodal).
+        InputError: a field is missing or wrong, the schemas contradict each other, the model has several
+            RoPEs (per layer type, multimodal), or no fixed vector expresses the rope type.
     """
     with naming(source):
-        fields = _scaling(config)
-
-        def anywhere(name: str) -> Any:
-            inside, top = fields.get(name), config.get(name)
-            if None not in (inside, top) and inside != top:
-                raise InputError(f"{name}: {top} at top level contradicts {inside} in the RoPE parameters")
-            return top if inside is None else inside
-
-        base = anywhere("rope_theta")
-        if base is None:
-            if config.get("model_type") not in _BASE_10000:
-                raise InputError("rope_theta: missing; write the model's RoPE base into the config")
-            base = 10000.0
-        head_dim = config.get("head_dim")
-        if head_dim is None:
-            hidden, heads = (whole_number(config.get(n), n) for n in ("hidden_size", "num_attention_heads"))
-            head_dim = hidden // heads
-        head_dim = whole_number(head_dim, "head_dim")
-        partial = anywhere("partial_rotary_factor")
-        rotary_dim = int(head_dim * (1 if partial is None else number(partial, "partial_rotary_factor")))
-        check_rope(number(base, "rope_theta"), rotary_dim)
-        original = anywhere(_ORIGINAL_LENGTH)
-        return HfRope(
-            rope_type=fields.get("rope_type", "default"),
-            rope_base=float(base),
-            head_dim=head_dim,
-            rotary_dim=rotary_dim,
-            max_length=whole_number(config.get("max_position_embeddings"), "max_position_embeddings"),
-            fields=fields | ({} if original is None else {_ORIGINAL_LENGTH: original}),
-        )
+        fields = _fields(config)
+        rope_type = str(fields.get("rope_type", "default"))
+        if rope_type not in _ROPES:
+            raise InputError(f"rope_type: {rope_type!r} cannot be read; known are {', '.join(_ROPES)}")
+        return _ROPES[rope_type](source=source, **fields)
 
 
-def _scaling(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `rope_parameters` and `rope_scaling` together; where both are given they must agree."""
+def _fields(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of its RoPE, wherever it says so; null counts as absent."""
+    schemas = {"config": {name: config.get(name) for name in _TOP_LEVEL}}
+    schemas |= {schema: config.get(schema) or {} for schema in ("rope_parameters", "rope_scaling")}
     merged: dict[str, Any] = {}
-    for schema in ("rope_parameters", "rope_scaling"):
-        fields = config.get(schema) or {}
+    for schema, fields in schemas.items():
         if not isinstance(fields, dict):
             raise InputError(f"{schema}: must be an object, got {fields!r}")
-        fields = dict(fields)
         if "type" in fields:  # transformers before 4.43
-            fields.setdefault("rope_type", fields.pop("type"))
+            fields = {"rope_type": fields["type"]} | fields
         for name, value in fields.items():
             if isinstance(value, dict) or name == "mrope_section":
                 raise InputError(f"{schema}.{name}: several RoPEs in one model are not supported")
-            if name in merged and merged[name] != value:
+            if value is not None and merged.setdefault(name, value) != value:
                 raise InputError(
-                    f"{name}: rope_parameters and rope_scaling contradict each other, and readers "
-                    "differ in which they take; make them agree"
+                    f"{name}: {schema} contradicts another part of the config, and readers differ in which "
+                    "they take; make them agree"
                 )
-        merged |= fields
+    if config.get("model_type") in _BASE_10000:
+        merged.setdefault("rope_theta", 10000.0)
     return merged
-
-
-def factors_from_hf(config: dict[str, Any], source: str) -> RopeFactors | None:
-    """The factors that a config's RoPE amounts to; None where it is not rescaled (rope type "default").
-
-    `linear`, `yarn` and `llama3` apply at every length, so both windows get their vector and attention
-    factor; `longrope` has one vector per window. Where `attention_factor` is absent, transformers' default is
-    computed; `short_mscale` and `long_mscale` (vLLM's) take precedence where they are given.
-
-    Raises:
-        InputError: as `read_hf_rope` and `RopeFactors`; or no fixed vector expresses the rope type.
-    """
-    rope = read_hf_rope(config, source)
-    if rope.rope_type == "default":
-        return None
-    with naming(source):
-        if rope.rope_type == "dynamic":
-            raise InputError(
-                "rope_type: dynamic recomputes its base at every length, which fixed factors cannot "
-                "express; make ntk factors for one target length instead"
-            )
-        if rope.rope_type not in _READERS:
-            known = ", ".join(["default", *_READERS])
-            raise InputError(f"rope_type: {rope.rope_type!r} cannot be read; known are {known}")
-        return RopeFactors(
-            rope_base=rope.rope_base,
-            rotary_dim=rope.rotary_dim,
-            critical_dim=None,
-            provenance={"file": source, "rope_type": rope.rope_type},
-            **_READERS[rope.rope_type](rope),
-        )
 
 
 def factors_to_hf(
@@ -228,127 +319,8 @@ def merge_into_hf(
     """A copy of a model's config with its RoPE replaced by `factors` (arguments as `factors_to_hf`).
 
     Raises:
-        InputError: as `read_hf_rope` and `factors_to_hf`; or the factors are for another base or dimension.
+        InputError: as `parse_rope` and `factors_to_hf`; or the factors are for another base or dimension.
     """
-    rope = read_hf_rope(config, source)
-    factors.check_model(source, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
+    rope = parse_rope(config, source)
+    factors.check_model(source, **rope.facts)
     return config | factors_to_hf(factors, head_dim=rope.head_dim, split_attention=split_attention)
-
-
-def _read_folder(folder: str | Path) -> tuple[str, HfRope, RopeFactors | None]:
-    source, config = str(Path(folder) / "config.json"), read_hf_config(folder)
-    return source, read_hf_rope(config, source), factors_from_hf(config, source)
-
-
-def unscaled_model(folder: str | Path) -> dict[str, Any]:
-    """What `make_factors` needs to know of a model folder: `rope_base`, `rotary_dim`, `original_length`.
-
-    Raises:
-        InputError: the config is not readable, or the RoPE that the model was trained with is rescaled: the
-            methods start from one that is not.
-    """
-    source, rope, factors = _read_folder(folder)
-    if factors is not None and factors.short_factor[-1] != 1:
-        raise InputError(
-            f"{source}: rope_type: {rope.rope_type} rescales the short window too, and the methods start "
-            "from plain RoPE; give base, dimension and length instead of the folder"
-        )
-    length = rope.max_length if factors is None else factors.original_length
-    return {"rope_base": rope.rope_base, "rotary_dim": rope.rotary_dim, "original_length": length}
-
-
-def check_folder(factors: RopeFactors, folder: str | Path) -> str:
-    """Whether a model folder fits the factors; the answer is one line.
-
-    Raises:
-        InputError: the config is not readable, is for another base or rotary dimension, or carries factors
-            that rotate differently.
-    """
-    source, rope, theirs = _read_folder(folder)
-    factors.check_model(source, rope_base=rope.rope_base, rotary_dim=rope.rotary_dim)
-    if theirs is None:
-        differs = "" if rope.max_length == factors.original_length else ", not the factors' original length"
-        return f"{source}: fits; not rescaled yet, max_position_embeddings {rope.max_length}{differs}"
-    if found := factors.differences(theirs):
-        raise InputError(
-            f"{source}: {'; '.join(found)}: the factors against the config; export the model again"
-        )
-    return f"{source}: fits; carries these factors"
-
-
-# Each rope type's reader returns the fields of `RopeFactors` that depend on it.
-
-
-def _in_both_windows(vector: FloatArray, attention: float = 1.0) -> dict[str, Any]:
-    pair = AttentionFactor(attention, attention)
-    return {"long_factor": vector, "short_factor": vector, "attention_factor": pair}
-
-
-def _from_linear(rope: HfRope) -> dict[str, Any]:
-    """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
-    factor = rope.factor()
-    stated = _ORIGINAL_LENGTH in rope.fields
-    original = rope.original_length() if stated else round(rope.max_length / factor)
-    vector = pi_factors(rope.rotary_dim, factor)
-    return {"method": "pi"} | rope.lengths(original, factor) | _in_both_windows(vector)
-
-
-def _from_yarn(rope: HfRope) -> dict[str, Any]:
-    original = rope.original_length()
-    factor = rope.factor(rope.max_length / original)
-    vector = yarn_factors(
-        rope.rope_base,
-        rope.rotary_dim,
-        original,
-        factor,
-        beta_fast=rope.number("beta_fast", 32),
-        beta_slow=rope.number("beta_slow", 1),
-        truncate=rope.fields.get("truncate", True),
-    )
-    mscale, mscale_all = rope.number("mscale", 0), rope.number("mscale_all_dim", 0)
-    default = yarn_attention_factor(factor)
-    if mscale and mscale_all:
-        default = (1 + (default - 1) * mscale) / (1 + (default - 1) * mscale_all)
-    attention = rope.number("attention_factor", default)
-    return {"method": "yarn"} | rope.lengths(original, factor) | _in_both_windows(vector, attention)
-
-
-def _from_llama3(rope: HfRope) -> dict[str, Any]:
-    original, factor = rope.original_length(), rope.factor()
-    vector = llama3_factors(
-        rope.rope_base,
-        rope.rotary_dim,
-        original,
-        factor,
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-    )
-    return {"method": "llama3"} | rope.lengths(original, factor) | _in_both_windows(vector)
-
-
-def _from_longrope(rope: HfRope) -> dict[str, Any]:
-    for name in ("long_factor", "short_factor"):
-        if name not in rope.fields:
-            raise InputError(f"{name}: missing, and rope type longrope needs it")
-    original = rope.original_length()
-    factor = rope.factor(rope.max_length / original)
-    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    attention = rope.number("attention_factor", default)
-    return {
-        "method": "longrope",
-        "original_length": original,
-        "target_length": rope.max_length,
-        "long_factor": rope.fields["long_factor"],
-        "short_factor": rope.fields["short_factor"],
-        "attention_factor": AttentionFactor(
-            rope.number("short_mscale", attention), rope.number("long_mscale", attention)
-        ),
-    }
-
-
-_READERS: dict[str, Callable[[HfRope], dict[str, Any]]] = {
-    "linear": _from_linear,
-    "yarn": _from_yarn,
-    "llama3": _from_llama3,
-    "longrope": _from_longrope,
-}

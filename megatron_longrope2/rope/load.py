@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from megatron_longrope2.errors import InputError, naming
 from megatron_longrope2.files import read_json, read_text
 from megatron_longrope2.rope.factors import RopeFactors
-from megatron_longrope2.rope.hf import factors_from_hf, read_hf_config
+from megatron_longrope2.rope.hf import read_rope
 
 _PUBLISHED = Path(__file__).parent / "published"
 
@@ -35,13 +37,10 @@ def load_factors(place: str | Path, *, critical_dim: int | None = None, **model:
     if path.suffix == ".csv":
         factors = _from_csv(path, known, critical_dim)
     elif path.name == "config.json" or (path / "config.json").exists():
-        folder = path.parent if path.name == "config.json" else path
-        found = factors_from_hf(read_hf_config(folder), str(folder / "config.json"))
-        if found is None:
-            raise InputError(
-                f"{folder / 'config.json'}: rope_type: default, not rescaled; make factors first"
-            )
-        factors = found
+        rope = read_rope(path.parent if path.name == "config.json" else path)
+        if rope.factors is None:
+            raise InputError(f"{rope.source}: rope_type: default, not rescaled; make factors first")
+        factors = rope.factors
     elif path.exists() or path.suffix:
         factors = RopeFactors.from_dict(read_json(path), source=str(path))
     elif str(place) in published_names():
@@ -55,20 +54,12 @@ def load_factors(place: str | Path, *, critical_dim: int | None = None, **model:
 
 
 def _from_csv(path: Path, known: dict[str, Any], critical_dim: int | None) -> RopeFactors:
-    for name in ("rope_base", "original_length", "target_length"):
-        if name not in known:
-            raise InputError(f"{path}: {name}: a CSV does not hold it; give it beside the file")
-    values = []
-    for number, line in enumerate(read_text(path).strip().splitlines(), start=1):
-        try:
-            values.append(float(line))
-        except ValueError as error:
-            raise InputError(f"{path}: line {number}: {line[:40]!r} is not one number") from error
     with naming(path):
+        values = TypeAdapter(tuple[float, ...]).validate_python(read_text(path).strip().splitlines())
         return RopeFactors(
             method="custom",
             critical_dim=critical_dim,
-            long_factor=tuple(values),
+            long_factor=values,
             provenance={"file": path.name},
             **({"rotary_dim": 2 * len(values)} | known),
         )

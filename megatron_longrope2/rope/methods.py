@@ -16,10 +16,6 @@ from megatron_longrope2.rope.frequencies import FloatArray
 
 Method = Literal["none", "pi", "ntk", "yarn", "ntk-rcd", "yarn-rcd"]
 METHODS: tuple[str, ...] = get_args(Method)
-_OPTIONS = {
-    "yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate"),
-    "yarn-rcd": ("attention_factor", "beta_fast", "truncate"),
-}
 
 
 def pi_factors(rotary_dim: int, scale: float) -> FloatArray:
@@ -31,14 +27,7 @@ def ntk_factors(rope_base: float, rotary_dim: int, original_length: int, target_
     """NTK: the base whose critical dimension at the target is the original one (Liu et al. 2023).
 
     `b' = b^(log(T/2pi) / log(L/2pi))`, `factor_i = (b'/b)^(2i/rotary_dim)`.
-
-    Raises:
-        InputError: `original_length` is not above 2*pi tokens, where the formula has no meaning.
     """
-    if original_length <= 2 * math.pi:
-        raise InputError(
-            f"ntk: original_length: {original_length} is too short; NTK needs more than 2*pi tokens"
-        )
     exponent = math.log(target_length / (2 * math.pi)) / math.log(original_length / (2 * math.pi)) - 1
     return frequencies.angles(rope_base, rotary_dim) ** -exponent
 
@@ -127,14 +116,7 @@ def ntk_below(g: float, critical_dim: int) -> FloatArray:
     """The factors below a critical dimension whose own factor is `g`: `g^(i/critical_dim)`, [critical_dim].
 
     This is what LongRoPE2's search puts below the searched dimensions (Algorithm 2).
-
-    Raises:
-        InputError: `g` is below 1, or `critical_dim` is negative.
     """
-    if not g >= 1 or critical_dim < 0:
-        raise InputError(
-            f"ntk_below: g {g:g} must be at least 1 and critical_dim {critical_dim} not negative"
-        )
     return np.power(float(g), np.arange(critical_dim) / max(critical_dim, 1))
 
 
@@ -146,7 +128,8 @@ def make_factors(
     original_length: int,
     target_length: int,
     critical_dim: int | None = None,
-    **options: Any,
+    attention_factor: bool = False,
+    **ramp: Any,
 ) -> RopeFactors:
     """The factors of a closed-form method for one model.
 
@@ -155,20 +138,15 @@ def make_factors(
         rope_base, rotary_dim: the model's RoPE base and rotated dimensions of a head.
         original_length, target_length: pre-trained and extended window, tokens.
         critical_dim: the real critical dimension, for the -rcd methods and only for them.
-        options: for YaRN and YaRN-rcd `beta_fast`, `beta_slow` (YaRN only), `truncate` and
-            `attention_factor`: True makes YaRN's temperature the long window's attention factor (default
-            False: 1).
+        attention_factor: make YaRN's temperature the long window's attention factor, in place of 1.
+        ramp: `beta_fast`, `beta_slow` and `truncate` of `yarn_factors`, for YaRN and YaRN-rcd.
 
     Raises:
-        InputError: an unknown method or option, a missing or superfluous critical dimension, or numbers that
-            no factors can have.
+        InputError: an unknown method, a missing or superfluous critical dimension, or numbers that no factors
+            can have.
     """
     if method not in METHODS:
         raise InputError(f"method: unknown {method!r}; known are {', '.join(METHODS)}")
-    taken = _OPTIONS.get(method, ())
-    for name in options:
-        if name not in taken:
-            raise InputError(f"{name}: method {method} takes {', '.join(taken) or 'no options'}")
     # Validated with factors of 1 first, so that no formula meets numbers that it cannot take.
     plain = RopeFactors(
         method=method,
@@ -180,25 +158,28 @@ def make_factors(
         long_factor=(1.0,) * (rotary_dim // 2),
     )
     _check_critical_dim(plain, critical_dim)
-    temperature = yarn_attention_factor(plain.scale) if options.pop("attention_factor", False) else 1.0
+    if ramp and not method.startswith("yarn"):
+        raise InputError(f"{next(iter(ramp))}: method {method} takes no options")
     if method == "none":
-        return plain
-    if method == "pi":
+        vector = np.ones(rotary_dim // 2)
+    elif method == "pi":
         vector = pi_factors(rotary_dim, plain.scale)
     elif method == "ntk":
-        vector = ntk_factors(plain.rope_base, rotary_dim, original_length, target_length)
+        vector = ntk_factors(rope_base, rotary_dim, original_length, target_length)
     elif method == "ntk-rcd" and critical_dim is not None:
         vector = np.power(plain.scale, np.arange(rotary_dim // 2) / critical_dim)
     else:
         vector = yarn_factors(
-            plain.rope_base, rotary_dim, original_length, plain.scale, critical_dim=critical_dim, **options
+            rope_base, rotary_dim, original_length, plain.scale, critical_dim=critical_dim, **ramp
         )
     return replace(
         plain,
         critical_dim=critical_dim,
         long_factor=tuple(vector.tolist()),
-        attention_factor=AttentionFactor(long=temperature),
-        provenance={"options": options} if options else {},
+        attention_factor=AttentionFactor(
+            long=yarn_attention_factor(plain.scale) if attention_factor else 1.0
+        ),
+        provenance={"options": ramp} if ramp else {},
     )
 
 

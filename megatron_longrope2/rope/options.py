@@ -1,22 +1,20 @@
 """The options of `longrope2 factors` that say what model the factors are for."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.options import options
 from megatron_longrope2.rope.factors import RopeFactors
-from megatron_longrope2.rope.hf import unscaled_model
+from megatron_longrope2.rope.hf import read_rope
 from megatron_longrope2.rope.load import load_factors
 from megatron_longrope2.rope.methods import make_factors
 
-_FACTS = ("rope_base", "rotary_dim", "original_length", "target_length")
 
-
-@Parameter(name="*", group="The model")
+@options("The model")
 @dataclass(frozen=True)
 class Model:
     """What is known of the model.
@@ -44,24 +42,39 @@ class Model:
         Raises:
             InputError: as `load_factors`.
         """
-        known = self._known(Path(place).suffix == ".csv")
-        return load_factors(place, **known, critical_dim=self.critical_dim)
+        return load_factors(place, **self._known(from_folder=Path(place).suffix == ".csv"))
 
-    def make(self, method: str, **options: Any) -> RopeFactors:
-        """The factors of a closed-form method (`make_factors`); options that are None count as not given.
+    def make(self, method: str, *, attention_factor: bool) -> RopeFactors:
+        """The factors of a closed-form method (`make_factors`).
 
         Raises:
             InputError: as `make_factors`; or something is not known of the model.
         """
-        known = self._known(True)
-        for name in _FACTS:
+        known = self._known(from_folder=True)
+        for name in ("rope_base", "rotary_dim", "original_length", "target_length"):
             if name not in known:
                 raise InputError(
                     f"--{name.replace('_', '-')}: missing; give it, or --hf-dir for the model's own"
                 )
-        given = {name: value for name, value in options.items() if value is not None}
-        return make_factors(method, **known, critical_dim=self.critical_dim, **given)
+        return make_factors(method, **known, attention_factor=attention_factor)
 
-    def _known(self, from_folder: bool) -> dict[str, Any]:
-        own = {} if self.hf_dir is None or not from_folder else unscaled_model(self.hf_dir)
-        return own | {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
+    def _known(self, *, from_folder: bool) -> dict[str, Any]:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        folder = given.pop("hf_dir", None)
+        return (unscaled_model(folder) if folder and from_folder else {}) | given
+
+
+def unscaled_model(folder: Path) -> dict[str, Any]:
+    """What the methods need to know of a model folder: `rope_base`, `rotary_dim`, `original_length`.
+
+    Raises:
+        InputError: the config is not readable, or the RoPE that the model was trained with is rescaled: the
+            methods start from one that is not.
+    """
+    rope = read_rope(folder)
+    if rope.factors is not None and rope.factors.short_factor[-1] != 1:
+        raise InputError(
+            f"{rope.source}: rope_type: {rope.rope_type} rescales the short window too, and the methods "
+            "start from plain RoPE; give base, dimension and length instead of the folder"
+        )
+    return rope.facts | {"original_length": rope.original_length}

@@ -224,7 +224,7 @@ def test_factors_that_forget_the_rope_a_model_has(tmp_path: Path) -> None:
     ours = longrope2_factors(tmp_path)
     file = tmp_path / "factors.json"
     assert_import_refused(hf, "short_factor: .*config.json has rope type llama3", rope_factors=file)
-    own = HFConfig.read(hf).factors()
+    own = HFConfig.read(hf).rope.factors
     assert own is not None
     replace(ours, short_factor=own.short_factor).save(file)
     import_hf(ImportSettings(hf, tmp_path / "out", rope_factors=file))

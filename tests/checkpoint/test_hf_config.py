@@ -186,7 +186,7 @@ def test_the_rope_is_read(
 ) -> None:
     config = read(tmp_path, MODELS[name][0])
     assert (config.rope.rope_base, config.rope.rotary_dim) == (base, rotary_dim)
-    factors = config.factors()
+    factors = config.rope.factors
     if factors is None:
         assert (window, method) == (None, None)
     else:

@@ -56,11 +56,11 @@ def test_logits_of_one_changed_weight_differ(folders: dict[str, Path], tmp_path:
     tensors["model.layers.1.mlp.down_proj.weight"][3, 4] += 1
     save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
     (same,) = compare_logits(folders["hf"], folders["hf"], VerifySettings(lengths=(ORIGINAL,)))
-    assert same.largest == 0
-    assert same.same_prediction == 1
+    assert same["largest"] == 0
+    assert same["same_prediction"] == 1
     (row,) = compare_logits(folders["hf"], changed, VerifySettings(lengths=(ORIGINAL,)))
-    assert row.largest > 1e-3
-    assert 0 < row.mean < row.largest
+    assert row["largest"] > 1e-3
+    assert 0 < row["mean"] < row["largest"]
 
 
 def test_vocabularies_must_agree(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -18,14 +18,12 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, load_factors, make_factors
 from megatron_longrope2.rope.frequencies import angles
 from megatron_longrope2.rope.hf import (
-    check_folder,
-    factors_from_hf,
     factors_to_hf,
     merge_into_hf,
-    read_hf_config,
-    read_hf_rope,
-    unscaled_model,
+    parse_rope,
+    read_config,
 )
+from megatron_longrope2.rope.options import unscaled_model
 
 transformers.logging.set_verbosity_error()
 
@@ -92,7 +90,7 @@ def test_equals_transformers(rope_type: str, data: st.DataObject) -> None:
     makes it 100 times as large against the rescaled one, so there the error is taken relative to the former.
     """
     value = data.draw(scalings(rope_type))
-    factors = factors_from_hf(value, "config.json")
+    factors = parse_rope(value, "config.json").factors
     assert factors is not None
     for window, length in (("short", 1), ("long", factors.original_length + 1)):
         theirs, attention = transformers_rope(value, length)
@@ -143,12 +141,15 @@ def test_methods_agree_with_configs() -> None:
         "original_length": 256,
         "target_length": 2048,
     }
-    linear = factors_from_hf(config({"rope_type": "linear", "factor": 8.0}), "c")
+    linear = parse_rope(config({"rope_type": "linear", "factor": 8.0}), "c").factors
     assert linear is not None
-    assert (linear.method, linear.original_length, linear.target_length) == ("pi", 256, 2048)
+    assert (linear.method, linear.original_length, linear.target_length) == ("linear", 256, 2048)
     assert linear.long_factor == make_factors("pi", **model).long_factor
     scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256}
-    yarn, made = factors_from_hf(config(scaling), "c"), make_factors("yarn", **model, attention_factor=True)
+    yarn, made = (
+        parse_rope(config(scaling), "c").factors,
+        make_factors("yarn", **model, attention_factor=True),
+    )
     assert yarn is not None
     assert yarn.long_factor == yarn.short_factor == made.long_factor
     assert yarn.attention_factor == AttentionFactor(made.attention_factor.long, made.attention_factor.long)
@@ -157,28 +158,28 @@ def test_methods_agree_with_configs() -> None:
 def test_yarn_config_that_keeps_the_original_length() -> None:
     """Qwen's model card: the factor is added, `max_position_embeddings` stays."""
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    factors = factors_from_hf(config(scaling, max_position_embeddings=32768), "c")
+    factors = parse_rope(config(scaling, max_position_embeddings=32768), "c").factors
     assert factors is not None
     assert (factors.original_length, factors.target_length) == (32768, 131072)
 
 
 @pytest.mark.parametrize("value", [LLAMA, config({"rope_type": "default"}), LLAMA | {"rope_scaling": None}])
 def test_default_rope_has_no_factors(value: dict[str, Any]) -> None:
-    assert factors_from_hf(value, "c") is None
-    assert read_hf_rope(value, "c").rope_base == 10000
+    assert parse_rope(value, "c").factors is None
+    assert parse_rope(value, "c").rope_base == 10000
 
 
 def test_partial_rotary_dimension() -> None:
     value = config({"rope_type": "default", "partial_rotary_factor": 0.75}, head_dim=128)
-    rope = read_hf_rope(value, "c")
+    rope = parse_rope(value, "c")
     assert (rope.head_dim, rope.rotary_dim) == (128, 96)
-    assert read_hf_rope(LLAMA | {"partial_rotary_factor": 0.5}, "c").rotary_dim == 32
+    assert parse_rope(LLAMA | {"partial_rotary_factor": 0.5}, "c").rotary_dim == 32
 
 
 @pytest.mark.parametrize("schema", ["rope_parameters", "rope_scaling"])
 def test_reads_each_schema(schema: str) -> None:
     value = LLAMA | {"max_position_embeddings": 2048, schema: dict(LONGROPE)}
-    factors = factors_from_hf(value, "c")
+    factors = parse_rope(value, "c").factors
     assert factors is not None
     assert factors.long_factor == tuple(LONGROPE["long_factor"])  # type: ignore[arg-type]
     default = math.sqrt(1 + math.log(8) / math.log(256))
@@ -189,7 +190,7 @@ def test_reads_the_old_key_and_the_top_level_length() -> None:
     scaling = {name: item for name, item in LONGROPE.items() if name != "original_max_position_embeddings"}
     scaling["type"] = scaling.pop("rope_type")
     value = LLAMA | {"max_position_embeddings": 2048, "rope_scaling": scaling}
-    factors = factors_from_hf(value | {"original_max_position_embeddings": 256}, "c")
+    factors = parse_rope(value | {"original_max_position_embeddings": 256}, "c").factors
     assert factors is not None
     assert factors.original_length == 256
 
@@ -200,7 +201,7 @@ def test_llama3_8b_default_attention_factor_where_the_config_is_silent() -> None
     for schema in ("rope_scaling", "rope_parameters"):
         for name in ("attention_factor", "short_mscale", "long_mscale"):
             del written[schema][name]
-    factors = factors_from_hf(written, "c")
+    factors = parse_rope(written, "c").factors
     assert factors is not None
     assert factors.attention_factor.short == pytest.approx(1.1435, abs=5e-5)
 
@@ -235,7 +236,7 @@ def test_round_trip_and_transformers_reads_it(schema: str) -> None:
     value = merge_into_hf(LLAMA | {"rope_theta": 1e6}, factors, "c")
     for other in {"rope_scaling", "rope_parameters"} - {schema} if schema != "both" else ():
         del value[other]
-    read = factors_from_hf(value, "c")
+    read = parse_rope(value, "c").factors
     assert read is not None
     assert read.to_dict() | {"method": "ntk", "provenance": {}} == factors.to_dict()
     for window, length in (("short", 256), ("long", 257)):
@@ -249,7 +250,7 @@ def test_partial_rotary_round_trip_through_phi3() -> None:
     base = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.75, "pad_token_id": 0}
     value = merge_into_hf(base, factors, "c")
     assert value["partial_rotary_factor"] == value["rope_parameters"]["partial_rotary_factor"] == 0.75
-    read = factors_from_hf(value, "c")
+    read = parse_rope(value, "c").factors
     assert read is not None
     assert (read.rotary_dim, read.long_factor) == (48, factors.long_factor)
     written = Phi3Config(**copy.deepcopy(value))
@@ -276,7 +277,7 @@ def test_split_attention_factors_need_permission() -> None:
     with pytest.raises(InputError, match=r"attention_factor: short 1 and long 1.20794 differ"):
         factors_to_hf(factors)
     value = merge_into_hf(LLAMA, factors, "c", split_attention=True)
-    read = factors_from_hf(value, "c")
+    read = parse_rope(value, "c").factors
     assert read is not None
     assert read.attention_factor == factors.attention_factor
     assert transformers_rope(value, 257)[1] == factors.attention_factor.long
@@ -317,10 +318,7 @@ LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_facto
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (
-            config({"rope_type": "dynamic", "factor": 8.0}),
-            "rope_type: dynamic recomputes its base at every length",
-        ),
+        (config({"rope_type": "dynamic", "factor": 8.0}), "rope_type: 'dynamic' cannot be read"),
         (
             config({"rope_type": "proportional"}),
             "rope_type: 'proportional' cannot be read; known are default, linear",
@@ -329,62 +327,67 @@ LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_facto
         (config({"full_attention": {"rope_type": "default"}}), "full_attention: several RoPEs in one model"),
         (config({"rope_type": "default", "mrope_section": [8, 12, 12]}), "mrope_section: several RoPEs"),
         (config("linear"), "rope_parameters: must be an object"),  # type: ignore[arg-type]
-        (config({"rope_type": "linear"}), "factor: missing, and rope type linear needs it"),
-        (config({"rope_type": "linear", "factor": "8"}), "factor: must be a number, got '8'"),
-        (config({"rope_type": "linear", "factor": 0.5}), "factor: 0.5 is not a finite number of at least 1"),
+        (config({"rope_type": "linear"}), "factor: Field required"),
+        (config({"rope_type": "linear", "factor": "8"}), "factor: Input should be a valid number, not '8'"),
+        (
+            config({"rope_type": "linear", "factor": 0.5}),
+            "factor: Input should be greater than or equal to 1, not 0.5",
+        ),
         (config({"rope_type": "linear", "factor": 1.0}), "target_length: 2048 is not larger"),
         (
             config(without(YARN, "original_max_position_embeddings")),
-            "original_max_position_embeddings: must be",
+            "original_max_position_embeddings: Field required",
         ),
         (
             config(without(LLAMA3, "low_freq_factor")),
-            "low_freq_factor: missing, and rope type llama3 needs it",
+            "low_freq_factor: Field required",
         ),
-        (config(without(LONGROPE, "long_factor")), "long_factor: missing, and rope type longrope needs it"),
+        (config(without(LONGROPE, "long_factor")), "long_factor: Field required"),
         (config(LONGROPE | {"long_factor": [1.0] * 31}), "long_factor: 31 numbers, but half the rotary dim"),
-        (config(LONGROPE | {"short_factor": [0.9] * 32}), "short_factor: entry 0 is 0.9"),
         (
-            config(LONGROPE, max_position_embeddings=256),
+            config(LONGROPE | {"short_factor": [0.9] * 32}),
+            "short_factor.0: Input should be greater than or equal to 1",
+        ),
+        (
+            config(without(LONGROPE, "factor"), max_position_embeddings=256),
             "target_length: 256 is not larger than original_length 256",
         ),
         (
             config(LONGROPE, original_max_position_embeddings=512),
-            "original_max_position_embeddings: 512 at top level contradicts 256",
+            "original_max_position_embeddings: rope_parameters contradicts another part",
         ),
         (
             config(LONGROPE, rope_scaling=LONGROPE | {"factor": 4.0}),
-            "factor: rope_parameters and rope_scaling contra",
+            "factor: rope_scaling contradicts another part",
         ),
         (
             without(LLAMA, "rope_theta") | {"model_type": "mixtral"},
-            "rope_theta: missing; write the model's RoPE base",
+            "rope_theta: Field required",
         ),
-        (LLAMA | {"rope_theta": "1e4"}, "rope_theta: must be a number"),
-        (LLAMA | {"rope_theta": 1}, "rope_base: 1 is not a finite number above 1"),
-        (without(LLAMA, "hidden_size"), "hidden_size: must be a whole number of at least 1, got None"),
-        (LLAMA | {"head_dim": 63}, "rotary_dim: 63 is not an even number"),
-        (without(LLAMA, "max_position_embeddings"), "max_position_embeddings: must be a whole number"),
+        (LLAMA | {"rope_theta": "1e4"}, "rope_theta: Input should be a valid number"),
+        (LLAMA | {"rope_theta": 1}, "rope_theta: Input should be greater than 1, not 1"),
+        (without(LLAMA, "hidden_size"), "hidden_size: Field required"),
+        (LLAMA | {"head_dim": 63}, "rotary_dim: Input should be a multiple of 2, not 63"),
+        (without(LLAMA, "max_position_embeddings"), "max_position_embeddings: Field required"),
     ],
 )
 def test_refusals(value: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^here/config.json: (rope_\\w+\\.)?{message}"):
-        factors_from_hf(value, "here/config.json")
+        _ = parse_rope(value, "here/config.json").factors
 
 
 def test_silent_base_is_transformers_default() -> None:
     assert (
-        read_hf_rope(without(LLAMA, "rope_theta"), "c").rope_base
-        == LlamaConfig().rope_parameters["rope_theta"]
+        parse_rope(without(LLAMA, "rope_theta"), "c").rope_base == LlamaConfig().rope_parameters["rope_theta"]
     )
 
 
 def test_config_file_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config.json: cannot be read"):
-        read_hf_config(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: not a model config"):
-        read_hf_config(tmp_path)
+        read_config(tmp_path)
 
 
 def folder(place: Path, value: dict[str, Any]) -> Path:
@@ -399,21 +402,3 @@ def test_unscaled_model(tmp_path: Path) -> None:
     assert unscaled_model(folder(tmp_path, merge_into_hf(LLAMA, factors, "c"))) == expected
     with pytest.raises(InputError, match="rope_type: llama3 rescales the short window too"):
         unscaled_model(folder(tmp_path, config(LLAMA3)))
-
-
-def test_check_folder(tmp_path: Path) -> None:
-    factors = make_factors("ntk", rope_base=1e4, rotary_dim=64, original_length=256, target_length=2048)
-    other = make_factors("pi", rope_base=1e4, rotary_dim=64, original_length=256, target_length=2048)
-    assert check_folder(factors, folder(tmp_path, LLAMA)).endswith(
-        "not rescaled yet, max_position_embeddings 256"
-    )
-    longer = LLAMA | {"max_position_embeddings": 512}
-    assert check_folder(factors, folder(tmp_path, longer)).endswith("512, not the factors' original length")
-    exported = folder(tmp_path, merge_into_hf(LLAMA, factors, "c"))
-    assert check_folder(factors, exported).endswith("config.json: fits; carries these factors")
-    with pytest.raises(
-        InputError, match=r"long_factor: dimension 31 is 8 against 149.109: the factors against"
-    ):
-        check_folder(other, exported)
-    with pytest.raises(InputError, match="rotary_dim: the factors are for 64, the model has 32"):
-        check_folder(factors, folder(tmp_path, LLAMA | {"head_dim": 32}))

@@ -55,14 +55,14 @@ def test_csv_of_the_authors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "given", "message"),
     [
-        ("1\n2\n", {"rope_base": None}, "rope_base: a CSV does not hold it"),
-        ("1\n2\n", {"target_length": None}, "target_length: a CSV does not hold it"),
-        ("1\ntwo\n", {}, "line 2: 'two' is not one number"),
-        ("1\nnan\n", {}, "long_factor: entry 1 is nan"),
+        ("1\n2\n", {"rope_base": None}, "rope_base: Field required"),
+        ("1\n2\n", {"target_length": None}, "target_length: Field required"),
+        ("1\ntwo\n", {}, "1: Input should be a valid number, .*, not 'two'"),
+        ("1\nnan\n", {}, "long_factor.1: Input should be a finite number"),
         ("2\n1\n", {}, "long_factor: entry 1"),
-        ("1 2 3\n1 2 3\n", {}, "line 1: '1 2 3' is not one number"),
-        ("1,2,3,4\n", {}, "line 1: '1,2,3,4' is not one number"),
-        ("", {}, "rotary_dim: must be a whole number of at least 1, got 0"),
+        ("1 2 3\n1 2 3\n", {}, "0: Input should be a valid number, .*, not '1 2 3'"),
+        ("1,2,3,4\n", {}, "0: Input should be a valid number, .*, not '1,2,3,4'"),
+        ("", {}, "rotary_dim: Input should be greater than or equal to 2, not 0"),
         ("1\n2\n", {"rotary_dim": 8}, "long_factor: 2 numbers, but half the rotary dimension is 4"),
     ],
 )

@@ -58,7 +58,7 @@ def test_make_from_a_model_folder(place: Path, monkeypatch: pytest.MonkeyPatch) 
     words = ["make", "--hf-dir", "model", "--target-length", "2048", "--output", "f.json"]
     assert call(monkeypatch, *words, "--method", "ntk") == 0
     assert load_factors(place / "f.json") == NTK
-    yarn = ["--method", "yarn-rcd", "--critical-dim", "10", "--beta-fast", "16", "--no-truncate"]
+    yarn = ["--method", "yarn-rcd", "--critical-dim", "10"]
     assert call(monkeypatch, *words, *yarn, "--attention-factor") == 0
     assert load_factors(place / "f.json") == make_factors(
         "yarn-rcd",
@@ -67,8 +67,6 @@ def test_make_from_a_model_folder(place: Path, monkeypatch: pytest.MonkeyPatch) 
         original_length=256,
         target_length=2048,
         critical_dim=10,
-        beta_fast=16,
-        truncate=False,
         attention_factor=True,
     )
 
@@ -83,10 +81,12 @@ def test_show_and_plot(
     assert (place / "c.png").read_bytes() != (place / "f.png").read_bytes()
 
 
-def test_compare(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_several(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     NTK.save(place / "a/f.json")
     NTK.save(place / "b/f.json")
-    assert call(monkeypatch, "compare", "a/f.json", "b/f.json", "llama3-8b-128k", "--plot", "c.png") == 0
+    assert call(monkeypatch, "show", "a/f.json", "b/f.json", "llama3-8b-128k", "--plot", "c.png") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["a/f.json", "b/f.json", "llama3-8b-128k"]
     assert (place / "c.png").exists()
@@ -113,7 +113,7 @@ def test_check_model_folder(
 ) -> None:
     NTK.save(place / "f.json")
     assert call(monkeypatch, "check", "f.json", "--hf-dir", "model") == 0
-    assert "model/config.json: fits; not rescaled yet" in capsys.readouterr().out
+    assert "model/config.json: fits; carries no factors yet" in capsys.readouterr().out
     assert call(monkeypatch, "check", "llama3-8b-128k", "--hf-dir", "model") == 2
     assert "rope_base: the factors are for 500000, the model has 10000" in error(capsys)
 
@@ -140,10 +140,10 @@ def test_check_megatron_checkpoint(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "check", "f.json", "--checkpoint", "checkpoint") == 0
-    assert "checkpoint: fits; holds these factors" in capsys.readouterr().out
+    assert "checkpoint: fits; carries these factors" in capsys.readouterr().out
     assert call(monkeypatch, "make", "--method", "pi", *MODEL, "--output", "pi.json") == 0
     assert call(monkeypatch, "check", "pi.json", "--checkpoint", str(checkpoint)) == 2
-    assert "longrope2_factors: long_factor: dimension 31 is 8 against" in error(capsys)
+    assert "checkpoint: long_factor: dimension 31 is 8 against" in error(capsys)
     assert call(monkeypatch, "check", "llama3-8b-128k", "--checkpoint", "checkpoint") == 2
     assert "checkpoint: rope_base: the factors are for 500000" in error(capsys)
 
@@ -161,7 +161,6 @@ def test_check_megatron_checkpoint(
             ["make", "--method", "ntk-rcd", *MODEL],
             "method ntk-rcd needs one; the candidates for this model are 5 to 13",
         ),
-        (["make", "--method", "pi", *MODEL, "--beta-fast", "8"], "beta_fast: method pi takes no options"),
         (["make", "--method", "pi", "--hf-dir", "nowhere"], "nowhere/config.json: cannot be read"),
     ],
 )
@@ -183,7 +182,7 @@ def test_make_refusals(
         (["show", "nothing"], "nothing: no such factor file, nor a published set"),
         (["show", "model"], "model/config.json: rope_type: default, not rescaled"),
         (["show", "llama3-8b-128k", "--cosine", "3"], "--cosine: needs --plot"),
-        (["show", "f.csv"], "f.csv: rope_base: a CSV does not hold it"),
+        (["show", "f.csv"], "f.csv: rope_base: Field required"),
         (
             ["show", "llama3-8b-128k", "--rope-base", "10000"],
             "rope_base: the factors are for 500000, the model has 10000",
