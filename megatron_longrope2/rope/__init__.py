@@ -1,4 +1,4 @@
-"""RoPE rescaling: periods and critical dimensions, the methods, the factor file. Needs only numpy.
+"""RoPE rescaling: periods and critical dimensions, the methods, the factor file. Needs numpy and pydantic.
 
 Also here, imported by name: `hf` (Hugging Face configs), `tables`, `plots` (needs matplotlib), `angles`
 (needs torch) and `options` (needs cyclopts).

@@ -238,7 +238,7 @@ def parse_rope(config: dict[str, Any], source: str) -> HfRope:
         rope_type = str(fields.get("rope_type", "default"))
         if rope_type not in _ROPES:
             raise InputError(f"rope_type: {rope_type!r} cannot be read; known are {', '.join(_ROPES)}")
-        return _ROPES[rope_type](source=source, **fields)
+        return _ROPES[rope_type](**fields | {"source": source})
 
 
 def _fields(config: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,9 @@ def load_factors(place: str | Path, *, critical_dim: int | None = None, **model:
 
 
 def _from_csv(path: Path, known: dict[str, Any], critical_dim: int | None) -> RopeFactors:
+    for name in ("rope_base", "original_length", "target_length"):
+        if name not in known:
+            raise InputError(f"{path}: {name}: a CSV does not hold it; give it beside the file")
     with naming(path):
         values = TypeAdapter(tuple[float, ...]).validate_python(read_text(path).strip().splitlines())
         return RopeFactors(

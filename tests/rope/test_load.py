@@ -55,8 +55,8 @@ def test_csv_of_the_authors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "given", "message"),
     [
-        ("1\n2\n", {"rope_base": None}, "rope_base: Field required"),
-        ("1\n2\n", {"target_length": None}, "target_length: Field required"),
+        ("1\n2\n", {"rope_base": None}, "rope_base: a CSV does not hold it"),
+        ("1\n2\n", {"target_length": None}, "target_length: a CSV does not hold it"),
         ("1\ntwo\n", {}, "1: Input should be a valid number, .*, not 'two'"),
         ("1\nnan\n", {}, "long_factor.1: Input should be a finite number"),
         ("2\n1\n", {}, "long_factor: entry 1"),

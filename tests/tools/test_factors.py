@@ -182,7 +182,7 @@ def test_make_refusals(
         (["show", "nothing"], "nothing: no such factor file, nor a published set"),
         (["show", "model"], "model/config.json: rope_type: default, not rescaled"),
         (["show", "llama3-8b-128k", "--cosine", "3"], "--cosine: needs --plot"),
-        (["show", "f.csv"], "f.csv: rope_base: Field required"),
+        (["show", "f.csv"], "f.csv: rope_base: a CSV does not hold it"),
         (
             ["show", "llama3-8b-128k", "--rope-base", "10000"],
             "rope_base: the factors are for 500000, the model has 10000",
