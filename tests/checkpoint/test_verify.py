@@ -46,7 +46,10 @@ def test_other_sizes_are_found(folders: dict[str, Path], tmp_path: Path) -> None
     found = differences(read_structure(folders["hf"]), read_structure(other))
     assert "lm_head.weight: only in the second" in found
     assert "model.layers.1.mlp.up_proj.weight: only in the first" in found
-    assert "model.layers.0.mlp.up_proj.weight: shape [88, 64] in the first, [96, 64] in the second" in found
+    assert (
+        "model.layers.0.mlp.up_proj.weight: shape [88, 64] in the first, shape [96, 64] in the second"
+        in found
+    )
     assert "rms_norm_eps: 1e-06 in the first, 1e-05 in the second" in found
 
 
