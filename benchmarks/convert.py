@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 from transformers import LlamaConfig
 
-from benchmarks.measuring import Measurement
+from benchmarks.measuring import Measurement, Output
 from megatron_longrope2.checkpoint.export_hf import export_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import write_safetensors
@@ -57,9 +56,8 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
     return sum(spec.nbytes for spec in specs)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Output):
     """Size and repetitions.
 
     Attributes:
@@ -73,7 +71,7 @@ class Settings:
     folder: Path | None = None
 
 
-def measure(settings: Settings) -> Measurement:
+def measure(*, settings: Settings) -> Measurement:
     """Make the model, then convert and copy it in turns."""
     with TemporaryDirectory(dir=settings.folder) as name:
         hf, megatron, scratch = (Path(name) / part for part in ("hf", "megatron", "scratch"))
@@ -91,6 +89,7 @@ def measure(settings: Settings) -> Measurement:
     wall, cpu = ({name: min(r[name][clock] for r in rounds) for name in work} for clock in (0, 1))
     ratios = {"import": wall["copy_hf"] / wall["import"], "export": wall["copy_megatron"] / wall["export"]}
     return Measurement(
+        settings,
         ratios={
             "speed_vs_copy": min(ratios.values()),
             **ratios,

@@ -7,12 +7,30 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from cyclopts import Parameter
 
+from megatron_longrope2.files import write_json, write_text
 from megatron_longrope2.provenance import provenance
 from megatron_longrope2.tables import markdown_table
+
+LOAD = os.getloadavg()[0]
+"""Processes that wanted a core, in the minute before this one started."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every benchmark is told.
+
+    Attributes:
+        output: The JSON file to write. Tables in Markdown are written beside it, with the suffix .md.
+    """
+
+    output: Path
 
 
 @dataclass(frozen=True)
@@ -20,40 +38,47 @@ class Measurement:
     """What a benchmark found.
 
     Attributes:
+        settings: a dataclass of its options.
         ratios: what is compared with targets.
         measured: the numbers behind the ratios, with their units in their names. `table`, if there is one:
             rows for people, each a dict by column.
     """
 
+    settings: Any
     ratios: dict[str, float]
     measured: dict[str, Any]
 
 
-def result(name: str, settings: Any, measure: Callable[[Any], Measurement]) -> dict[str, Any]:
-    """Run a benchmark; return its measurement and where it was made, JSON-ready."""
-    start, load = time.monotonic(), os.getloadavg()[0]
-    found = measure(settings)
+def save(found: Measurement | None) -> None:
+    """Write a measurement, and where it was made, to its settings' `output`; print the ratios.
+
+    There is none where a command printed its help.
+    """
+    if found is None:
+        return
     environment = {
         **provenance(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_before": load,
-        "seconds": time.monotonic() - start,
+        "load_before": LOAD,
     }
-    whole = {"name": name, "settings": asdict(settings), **asdict(found), "environment": environment}
-    return json.loads(json.dumps(whole, default=str))  # paths as text
+    result = json.loads(json.dumps(asdict(found) | {"environment": environment}, default=str))
+    write_json(found.settings.output, result)
+    write_text(found.settings.output.with_suffix(".md"), markdown(result))
+    for ratio, value in found.ratios.items():
+        print(f"{ratio}: {value:.3f}")
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """What `result` returned, for people."""
-    environment, measured = found["environment"], found["measured"]
+def markdown(result: dict[str, Any]) -> str:
+    """What `save` writes as JSON, for people."""
+    environment, measured = result["environment"], result["measured"]
     made = f"{environment['date']}, {environment['device']}, torch {environment['versions']['torch']}"
-    numbers = found["ratios"] | {k: v for k, v in measured.items() if isinstance(v, int | float)}
+    numbers = result["ratios"] | {k: v for k, v in measured.items() if isinstance(v, int | float)}
     tables = [markdown_table(["", "value"], [(name, _rounded(value)) for name, value in numbers.items()])]
     if rows := measured.get("table"):
         tables.insert(0, markdown_table(list(rows[0]), [list(map(_rounded, row.values())) for row in rows]))
-    return "\n\n".join([f"# {found['name']}", made, *tables, f"```\n{environment['command']}\n```"]) + "\n"
+    return "\n\n".join([f"`{environment['command']}`", made, *tables]) + "\n"
 
 
 def _rounded(value: Any) -> str:
@@ -62,8 +87,8 @@ def _rounded(value: Any) -> str:
 
 def in_turns(
     actions: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each action, `repeats` times; they take turns, so that a busy machine slows all alike.
+) -> dict[str, float]:
+    """Seconds of each action's fastest run; they take turns, so that a busy machine slows all alike.
 
     Args:
         clock: `time.process_time` leaves out what other processes take of a core (and waiting for disks).
@@ -77,4 +102,9 @@ def in_turns(
             actions[name]()
             synchronize()
             seconds[name].append(clock() - start)
-    return seconds
+    return {name: min(times) for name, times in seconds.items()}
+
+
+def label(length: int) -> str:
+    """131072 is 128k; what is no multiple of 1024 stays as it is."""
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)

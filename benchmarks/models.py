@@ -1,77 +1,73 @@
 """Models of one shape with one set of weights: ours, upstream's with plain RoPE, transformers'."""
 
-import importlib.util
-import sys
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_longrope2 import device
+
+device.install()
+
 from megatron.core.transformer.attention import SelfAttention
-from megatron.core.utils import unwrap_model
 from megatron.training.argument_utils import gpt_config_from_args
-from megatron.training.initialize import initialize_megatron
 from megatron.training.models.gpt import default_layer_spec
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
+from megatron_longrope2.checkpoint.hf_config import FIELDS, HFConfig, megatron_args
 from megatron_longrope2.checkpoint.mapping import LAYERS
-from megatron_longrope2.device import rendezvous_store
 from megatron_longrope2.hf import set_factors
-from megatron_longrope2.model.arguments import model_config, parse_model_arguments
+from megatron_longrope2.model.arguments import factors_of, model_config
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.model.layer_specs import longrope2_layer_spec
+from megatron_longrope2.model.loading import build, start_megatron
 from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.rope import RopeFactors, make_factors
 
-ROPE_BASE = 10000.0
 
-
-def start_megatron(dims: ModelDims, length: int, *, bf16: bool) -> Namespace:
+def start(dims: ModelDims, length: int, *, bf16: bool) -> Namespace:
     """Initialise Megatron for models of these sizes, once a process; its arguments, with NTK factors.
 
     Args:
         length: of the longest segment, tokens; also the factors' target length.
         bf16: weights and activations, else float32.
     """
-    with patch.object(sys, "argv", ["benchmark", *_arguments(dims, length, bf16)]):
-        args = parse_model_arguments()
-    args.longrope2_factors = make_factors(
-        "ntk",
-        rope_base=ROPE_BASE,
-        rotary_dim=dims.kv_channels,
-        original_length=dims.original_length,
-        target_length=length,
-    ).to_dict()
-    initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
+    config, nowhere = HFConfig(Path(), {}, llama_config(dims).to_dict()), Path()
+    model = megatron_args(config, dims, factors=None, params_dtype=torch.float32, tokenizer_folder=nowhere)
+    run = {
+        "seq_length": length,
+        "micro_batch_size": 1,
+        "train_iters": 1,
+        "lr": 1e-3,
+        "bf16": bf16,
+        "tokenizer_type": "NullTokenizer",
+        # It writes into the buffers of Megatron's data parallelism; these models have none.
+        "gradient_accumulation_fusion": False,
+    }
+    args = start_megatron(**vars(model) | run)
+    args.longrope2_factors = make_factors("ntk", **factors_of(args).facts).to_dict()
     return args
 
 
-def _arguments(dims: ModelDims, length: int, bf16: bool) -> list[str]:
-    # Fused accumulation writes into the buffers of Megatron's data parallelism; these models have none.
-    grouped = dims.num_query_groups != dims.num_attention_heads
-    return f"""
-        --num-layers {dims.num_layers} --hidden-size {dims.hidden_size} --kv-channels {dims.kv_channels}
-        --num-attention-heads {dims.num_attention_heads} --ffn-hidden-size {dims.ffn_hidden_size} --swiglu
-        {f"--group-query-attention --num-query-groups {dims.num_query_groups}" if grouped else ""}
-        {"" if dims.tied else "--untie-embeddings-and-output-weights"}
-        --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
-        --rotary-base {ROPE_BASE:.0f} --max-position-embeddings {dims.original_length}
-        --seq-length {length} --vocab-size {dims.vocab_size} --tokenizer-type NullTokenizer
-        --attention-dropout 0 --hidden-dropout 0 --micro-batch-size 1 --train-iters 1 --lr 1e-3
-        --no-gradient-accumulation-fusion
-        {"--bf16" if bf16 else ""}
-        {"" if importlib.util.find_spec("transformer_engine") else "--transformer-impl local"}
-    """.split()
+def llama_config(dims: ModelDims) -> LlamaConfig:
+    """A transformers Llama of these sizes."""
+    sizes = {field: getattr(dims, name) for name, field in FIELDS.items() if hasattr(dims, name)}
+    return LlamaConfig(
+        **sizes,
+        head_dim=dims.kv_channels,
+        max_position_embeddings=dims.original_length,
+        tie_word_embeddings=dims.tied,
+    )
 
 
 def our_model(args: Namespace) -> Any:
     """The model that this package trains."""
-    return _build(model_config(args))
+    return build(model_config(args))[0]
 
 
 def upstream_model(args: Namespace) -> Any:
@@ -82,14 +78,7 @@ def upstream_model(args: Namespace) -> Any:
     """
     config = gpt_config_from_args(args)
     config.transformer_layer_spec = _upstream_layer_spec
-    return _build(config)
-
-
-def _build(config: Any) -> Any:
-    chunks = config.get_builder_cls()(config).build_distributed_models(
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
-    )
-    return unwrap_model(chunks)[0]
+    return build(config)[0]
 
 
 def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
@@ -102,40 +91,25 @@ def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
 
 def hf_model(model: Any, dims: ModelDims, factors: RopeFactors) -> Any:
     """The same weights as a transformers Llama, with the RoPE of both windows."""
-    config = LlamaConfig(
-        vocab_size=dims.vocab_size,
-        hidden_size=dims.hidden_size,
-        intermediate_size=dims.ffn_hidden_size,
-        num_hidden_layers=dims.num_layers,
-        num_attention_heads=dims.num_attention_heads,
-        num_key_value_heads=dims.num_query_groups,
-        head_dim=dims.kv_channels,
-        max_position_embeddings=factors.target_length,
-        rope_parameters={"rope_type": "default", "rope_theta": factors.rope_base},
-        rms_norm_eps=model.config.layernorm_epsilon,
-        tie_word_embeddings=dims.tied,
-    )
     with torch.device("meta"):
-        made = LlamaForCausalLM(config)
-    made.load_state_dict(hf_weights(model, dims), assign=True, strict=not dims.tied)
+        made = LlamaForCausalLM(llama_config(dims))
+    made.load_state_dict(hf_weights(model, dims, model.state_dict()), assign=True, strict=not dims.tied)
     made.tie_weights()
     set_factors(made, factors)
     return made.train()
 
 
-def hf_weights(model: Any, dims: ModelDims, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A Megatron model's weights under the names of transformers' Llama, through the converters' table.
+def hf_weights(model: Any, dims: ModelDims, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Something of each parameter, under the names of transformers' Llama, through the converters' table.
 
     Args:
-        state: something else of each parameter, such as its gradient; None: the weights.
+        state: weights or gradients, by the names of the Megatron model.
     """
-    state = model.state_dict() if state is None else state
     saved = {checkpoint_name(model, name): value for name, value in state.items()}
-    padded = dims.padded(len(saved["embedding.word_embeddings.weight"]))
     weights: dict[str, Tensor] = {}
-    for mapping in ARCHITECTURES["llama"].mappings(tied=dims.tied, biased=False):
-        for layer in range(dims.num_layers if mapping.in_layers else 1):
-            parts = mapping.to_hf(saved[mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")], padded)
+    for mapping in ARCHITECTURES["llama"].mappings(tied=dims.tied):
+        for layer in mapping.layers(dims):
+            parts = mapping.to_hf(saved[mapping.megatron.replace(LAYERS, f"{LAYERS}{layer}.")], dims)
             weights |= dict(zip(mapping.hf_names(layer), parts, strict=True))
     return weights
 
@@ -153,7 +127,7 @@ def set_recompute(model: Any, full: bool) -> None:
     if isinstance(model, LlamaForCausalLM):
         if full:
             model.gradient_checkpointing_enable()
-        elif model.is_gradient_checkpointing:
+        else:
             model.gradient_checkpointing_disable()
         return
     model.config.recompute_granularity = "full" if full else None
@@ -168,35 +142,26 @@ def tokens_of(lengths: list[int], vocab_size: int) -> Tensor:
     return tokens.to(torch.cuda.current_device())
 
 
-def training_step(
-    model: Any, lengths: list[int], vocab_size: int, after_backward: Callable[[], None] = lambda: None
-) -> Callable[[], float]:
-    """Forward and backward of a Megatron model on one pack of documents; returns the mean loss.
+def mean_loss(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], Tensor]:
+    """The forward pass of a model on one pack of documents.
 
     Labels are the tokens themselves: as much work as next tokens, and the loss is a check value only.
-    `after_backward` is called while the gradients are there.
     """
-    packed = DocumentPack.of(tuple(lengths))
-    tokens = tokens_of(lengths, vocab_size)[None]
-    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(tokens.device)
+    tokens = tokens_of(lengths, vocab_size)
+    if isinstance(model, LlamaForCausalLM):  # equal documents are rows of a batch, so that nothing is masked
+        rows = tokens.view(len(lengths), -1)
+        return lambda: F.cross_entropy(model(rows, use_cache=False).logits.flatten(0, 1).float(), tokens)
+    packed, row = DocumentPack.of(tuple(lengths)), tokens[None]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(tokens.device)
+    return lambda: model(row, positions, None, labels=row, packed_seq_params=packed).mean()
+
+
+def training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
+    """Forward and backward of a model on one pack of documents; returns the mean loss."""
+    forward = mean_loss(model, lengths, vocab_size)
 
     def step() -> float:
-        loss = model(tokens, position_ids, None, labels=tokens, packed_seq_params=packed).mean()
-        loss.backward()
-        after_backward()
-        model.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return step
-
-
-def hf_training_step(model: Any, lengths: list[int], vocab_size: int) -> Callable[[], float]:
-    """The same on a transformers model; equal documents are rows of a batch, so that nothing is masked."""
-    rows = tokens_of(lengths, vocab_size).view(len(lengths), -1)
-
-    def step() -> float:
-        logits = model(rows, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), rows.flatten())
+        loss = forward()
         loss.backward()
         model.zero_grad(set_to_none=True)
         return float(loss.detach())

@@ -8,104 +8,80 @@ once in theirs, the paper's space with half the population as parents, against o
 run it on an idle machine.
 """
 
-import json
 import math
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from cyclopts import Parameter
 from cyclopts.types import PositiveInt
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoModelForCausalLM
 
+from megatron_longrope2 import device
+
+device.install()
+
 from benchmarks.measuring import Measurement
-from benchmarks.searching import search_settings
-from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.model.loading import LoadedModel
+from megatron_longrope2.scoring.hugging_face import HFScorer
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search.evolution import Evolution
-from megatron_longrope2.search.run import load, prepare
-from megatron_longrope2.search.space import SpaceKind
+from megatron_longrope2.search.run import load, prepare, run_search
+from megatron_longrope2.search.settings import SearchSettings
 
 ROUNDING = 1e-5  # nats by which the same factors differ between the two implementations, in float32
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is searched.
+class Settings(SearchSettings):
+    """The options of `longrope2 search` for all searches, and what is compared.
 
     Attributes:
-        load: The Megatron checkpoint of the model.
+        output: The JSON file to write. Tables in Markdown are written beside it, with the suffix .md.
         hf_dir: The Hugging Face folder of the same model.
-        books: The texts in which the needles are hidden.
-        target_length: The extended window in tokens.
-        search_space: The search space.
-        population: The candidates of the first generation.
-        iterations: The generations after the first.
-        samples: The needles of a candidate's score.
-        seed: The seed of the needles and of the evolution.
         workers: The numbers of processes of our search; by default one, and one per core.
-        bf16: Run both in bf16 instead of float32.
     """
 
-    load: Path
+    output: Path
     hf_dir: Path
-    books: Path
-    target_length: PositiveInt = 2048
-    search_space: SpaceKind = "extended"
-    population: PositiveInt = 32
-    iterations: int = 10
-    samples: PositiveInt = 10
-    seed: int = 0
     workers: tuple[PositiveInt, ...] = (1, os.cpu_count() or 1)
-    bf16: bool = False
-
-    def options(self, space: SpaceKind, iterations: int, output: Path) -> str:
-        """The options of `longrope2 search` for our search."""
-        return f"""
-            --load {self.load} --books {self.books} --target-length {self.target_length} --output {output}
-            --search-space {space} --population {self.population} --iterations {iterations}
-            --samples {self.samples} --seed {self.seed} --held-out-samples 0 {"--bf16" if self.bf16 else ""}
-        """
 
 
-def measure(settings: Settings) -> Measurement:
+def measure(*, settings: Settings) -> Measurement:
     """Run our search with each number of workers, the same one through transformers, and the authors'.
 
     Raises:
-        RuntimeError: a search failed, or the number of workers changed its result.
+        RuntimeError: the number of workers changed the search's result.
     """
-    ours = {workers: _our_search(settings, workers, settings.iterations) for workers in settings.workers}
-    if len({(one["perplexity"], *one["factors"]["long_factor"]) for one in ours.values()}) > 1:
+    ours = {workers: _our_search(settings, workers) for workers in settings.workers}
+    first, costs = next(iter(ours.values())), [one["cost"] for one in ours.values()]
+    if any(one["factors"] != first["factors"] for one in ours.values()):
         raise RuntimeError("the number of workers changed the search's result")
     full, authors = _full_searches(settings)
-    first, costs = next(iter(ours.values())), [one["cost"] for one in ours.values()]
     ratios = {
         "speedup_vs_full_evaluation": full["seconds"] / min(cost["seconds"] for cost in costs),
         "speedup_of_workers": costs[0]["seconds"] / costs[-1]["seconds"],
         "speedup_of_pruning": full["evaluations"] / costs[0]["evaluations"],
         "perplexity_vs_full_evaluation": first["perplexity"] / full["perplexity"],
     }
-    as_good = _as_good(settings, first, authors)
+    measured = {
+        "ours": {workers: _summary(found) for workers, found in ours.items()},
+        "full": full,
+        "authors": authors,
+    }
+    goal = math.log(authors["perplexity"]) + ROUNDING
+    as_good = [one["generation"] for one in first["history"] if one["best_score"] <= goal]
     if as_good:
-        ratios["speedup_vs_authors_search"] = authors["seconds"] / as_good["seconds"]
-        ratios["perplexity_vs_authors_search"] = as_good["perplexity"] / authors["perplexity"]
-    return Measurement(
-        ratios=ratios,
-        measured={
-            "ours": {workers: _summary(found) for workers, found in ours.items()},
-            "full": full,
-            "authors": authors,
-            "as_good_as_authors": as_good,
-        },
-    )
+        evolution = replace(settings.evolution, iterations=as_good[0])
+        found = _summary(_our_search(replace(settings, evolution=evolution), max(settings.workers)))
+        ratios["speedup_vs_authors_search"] = authors["seconds"] / found["seconds"]
+        ratios["perplexity_vs_authors_search"] = found["perplexity"] / authors["perplexity"]
+        measured["as_good_as_authors"] = found
+    return Measurement(settings, ratios, measured)
 
 
 def _summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -113,29 +89,19 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
     return cost | {"perplexity": report["perplexity"], "generations": len(report["history"])}
 
 
-def _as_good(settings: Settings, report: dict[str, Any], authors: dict[str, Any]) -> dict[str, Any] | None:
-    """Our search, run up to the first generation that is as good as the authors' result; None if none is."""
-    goal = math.log(authors["perplexity"]) + ROUNDING
-    generations = [one["generation"] for one in report["history"] if one["best_score"] <= goal]
-    return _summary(_our_search(settings, max(settings.workers), generations[0])) if generations else None
-
-
-def _our_search(settings: Settings, workers: int, iterations: int) -> dict[str, Any]:
-    """What `longrope2 search` writes to search.json, run in processes of its own."""
+def _our_search(settings: Settings, workers: int) -> dict[str, Any]:
+    """What `longrope2 search` writes to search.json, run by so many processes of its own."""
+    config = LaunchConfig(1, 1, workers, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     with TemporaryDirectory() as folder:
-        output = Path(folder) / "search"
-        launcher = f"-m torch.distributed.run --standalone --nproc-per-node {workers} -m megatron_longrope2"
-        options = settings.options(settings.search_space, iterations, output)
-        done = subprocess.run(
-            [sys.executable, *launcher.split(), "search", *options.split()],
-            # On one thread each: another number of threads rounds differently.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"longrope2 search failed:\n{done.stderr[-2000:]}")
-        return json.loads((output / "search.json").read_text())
+        objective = replace(settings.objective, held_out_samples=0)
+        return elastic_launch(config, _search)(
+            replace(settings, output=Path(folder) / "search", objective=objective)
+        )[0]
+
+
+def _search(settings: SearchSettings) -> dict[str, Any]:
+    torch.set_num_threads(1)  # another number of threads rounds differently
+    return run_search(settings)
 
 
 def _full_searches(settings: Settings) -> list[dict[str, Any]]:
@@ -144,43 +110,29 @@ def _full_searches(settings: Settings) -> list[dict[str, Any]]:
     Theirs is in the paper's space, and its parents are half the population.
     """
     torch.set_num_threads(os.cpu_count() or 1)
-    scorer = FullScorer(settings.hf_dir, torch.bfloat16 if settings.bf16 else torch.float32)
-    model, found = None, []
-    for space, more in (
-        (settings.search_space, ""),
-        ("paper", f"--parents {max(1, settings.population // 2)}"),
-    ):
-        with TemporaryDirectory() as folder:
-            options = settings.options(space, settings.iterations, Path(folder))
-            full = search_settings(f"{options} {more}")
-            model = model or load(full)
-            search = prepare(full, model)
-            search.session.scorer = scorer
-            outcome = search.session.run(Evolution(search.session, search.space, prune=False))
-        cost = {name: getattr(outcome.cost, name) for name in ("seconds", "evaluations")}
-        found.append({**cost, "perplexity": outcome.perplexity})
-    return found
+    dtype = torch.bfloat16 if settings.layout.bf16 else torch.float32
+    scorer = FullScorer(AutoModelForCausalLM.from_pretrained(settings.hf_dir, dtype=dtype))
+    model = load(settings)
+    evolution = replace(settings.evolution, parents=max(1, settings.evolution.population // 2))
+    space = replace(settings.space, search_space="paper")
+    authors = replace(settings, evolution=evolution, space=space)
+    return [_full_search(one, model, scorer) for one in (settings, authors)]
 
 
-class FullScorer:
-    """The `Scorer` of a Hugging Face model with full logits, one sample at a time."""
+def _full_search(settings: Settings, model: LoadedModel, scorer: HFScorer) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        search = prepare(replace(settings, output=Path(folder)), model)
+        search.session.scorer = scorer
+        outcome = search.session.run(Evolution(search.session, search.space, prune=False))
+    cost = {name: getattr(outcome.cost, name) for name in ("seconds", "evaluations")}
+    return cost | {"perplexity": outcome.perplexity}
 
-    workers = 1
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        self.rotary = self.model.model.rotary_emb
+class FullScorer(HFScorer):
+    """The `Scorer` of a transformers model that computes all logits, and leaves the loss to transformers."""
 
-    @torch.no_grad()
-    def __call__(
-        self, samples: Sequence[Sample], factors: Sequence[RopeFactors], **_: Any
-    ) -> list[TokenScores]:
+    def _score(self, sample: Sample) -> TokenScores:
         """Each scored token gets the mean of its sample."""
-        scores = []
-        for sample, one in zip(samples, factors, strict=True):
-            self.rotary.inv_freq = torch.tensor(one.inv_freq("long"), dtype=torch.float32)
-            self.rotary.attention_scaling = one.attention_factor.long
-            labels = sample.tokens.masked_fill(~sample.mask, -100)[None]
-            mean = self.model(sample.tokens[None], labels=labels, use_cache=False).loss
-            scores.append(TokenScores(mean.float().expand(sample.scored), mean.isnan().expand(sample.scored)))
-        return scores
+        labels = sample.tokens.masked_fill(~sample.mask, -100)[None]
+        mean = self.model(sample.tokens[None], labels=labels, use_cache=False).loss
+        return TokenScores(mean.float().expand(sample.scored), mean.isnan().expand(sample.scored))

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import models as build
-from benchmarks.measuring import Measurement, in_turns
+from benchmarks.measuring import Measurement, Output, in_turns, label
 from megatron_longrope2 import device
 from megatron_longrope2.files import write_text
 from megatron_longrope2.model.arguments import factors_of
@@ -35,9 +34,8 @@ from megatron_longrope2.planning.speed import attention_operations, linear_opera
 MEMORY_SHARE = 0.9  # of the GPU's memory, that a plan may fill
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Output):
     """Model, lengths and repetitions.
 
     Attributes:
@@ -48,7 +46,7 @@ class Settings:
             default is the share of one tensor-parallel rank of eight.
         lengths: The segment lengths in tokens; the longest is also measured as a pack of short documents.
         repeats: How often each is measured; the fastest counts.
-        profile: A text file for the kernels of our longest step.
+        profile: A text file to write, with the time of our longest step by kernel.
     """
 
     model: str = "llama3-8b"
@@ -59,7 +57,7 @@ class Settings:
     profile: Path | None = None
 
 
-def measure(settings: Settings) -> Measurement:
+def measure(*, settings: Settings) -> Measurement:
     """Build the models and time their steps, length by length.
 
     Raises:
@@ -70,22 +68,25 @@ def measure(settings: Settings) -> Measurement:
     longest, original = max(settings.lengths), dims.original_length
     dims = replace(dims, num_layers=settings.num_layers or fitting_layers(dims, longest, memory))
     ceiling = matmul_rate(8192 if device.has_gpu() else 256)
-    args = build.start_megatron(dims, longest, bf16=True)
+    args = build.start(dims, longest, bf16=True)
     models = {"ours": build.our_model(args), "upstream": build.upstream_model(args)}
     models["upstream"].load_state_dict(models["ours"].state_dict())
     models["transformers"] = build.hf_model(models["ours"], dims, factors_of(args))
     packs = {label(length): [length] for length in sorted(settings.lengths)}
     packs[f"short_{label(longest)}"] = [original] * (longest // original)
     rows = []
-    for name, lengths in packs.items():
+    for pack, lengths in packs.items():
         recompute = not fits(dims, sum(lengths), memory, recompute=False)
-        rows += [
-            {"pack": name, "documents": len(lengths), "recompute": "full" if recompute else "none", **row}
-            for row in _measure_pack(models, dims, lengths, recompute, settings.repeats, ceiling)
-        ]
+        about = {"pack": pack, "documents": len(lengths), "recompute": "full" if recompute else "none"}
+        for model in models.values():
+            build.set_recompute(model, recompute)
+        measured = _measure_pack(models, dims, lengths, settings.repeats, ceiling)
+        rows += [about | row for row in measured]
     if settings.profile:
-        _write_profile(settings.profile, build.training_step(models["ours"], [longest], dims.vocab_size))
+        step = build.training_step(models["ours"], [longest], dims.vocab_size)
+        write_text(settings.profile, time_by_kernel(step))
     return Measurement(
+        settings,
         ratios=_ratios(rows),
         measured={
             "model": vars(dims),
@@ -94,11 +95,6 @@ def measure(settings: Settings) -> Measurement:
             "table": rows,
         },
     )
-
-
-def label(length: int) -> str:
-    """131072 is 128k; what is no multiple of 1024 stays as it is."""
-    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
 def model_operations(dims: ModelDims, lengths: list[int]) -> float:
@@ -129,51 +125,46 @@ def matmul_rate(size: int, products: int = 10, rounds: int = 5) -> float:
             a @ b
 
     multiply()
-    seconds = in_turns({"matmul": multiply}, rounds)["matmul"]
-    return 2 * size**3 * products / min(seconds)
+    return 2 * size**3 * products / in_turns({"matmul": multiply}, rounds)["matmul"]
 
 
 def _measure_pack(
-    models: dict[str, Any],
-    dims: ModelDims,
-    lengths: list[int],
-    recompute: bool,
-    repeats: int,
-    ceiling: float,
+    models: dict[str, Any], dims: ModelDims, lengths: list[int], repeats: int, ceiling: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each model: loss, fastest step, its rates, and peak memory."""
-    steps, found = {}, {}
+    steps, losses, peaks = {}, {}, {}
     for name, model in models.items():
-        build.set_recompute(model, recompute)
-        make = build.hf_training_step if name == "transformers" else build.training_step
-        step = make(model, lengths, dims.vocab_size)
-        if first := _first_step(step, optional=name == "transformers"):
-            steps[name], found[name] = step, first
+        step = build.training_step(model, lengths, dims.vocab_size)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            losses[name] = step()
+        except torch.OutOfMemoryError:
+            if name != "transformers":
+                raise
+        else:
+            steps[name], peaks[name] = step, torch.cuda.max_memory_allocated()
     sizes = {name: sum(one.nbytes for one in model.parameters()) for name, model in models.items()}
     operations = model_operations(dims, lengths)
-    for name, times in in_turns(steps, repeats).items():
-        loss, peak = found[name]
+    for name, seconds in in_turns(steps, repeats).items():
         yield {
             "model": name,
-            "loss": loss,
-            "seconds": min(times),
-            "tokens/s": sum(lengths) / min(times),
-            "model TFLOP/s": operations / min(times) / 1e12,
-            "share of the ceiling": operations / min(times) / ceiling,
-            "peak GB": max(0.0, (peak - sum(sizes.values()) + sizes[name]) / 1e9),
+            "loss": losses[name],
+            "seconds": seconds,
+            "tokens/s": sum(lengths) / seconds,
+            "model TFLOP/s": operations / seconds / 1e12,
+            "share of the ceiling": operations / seconds / ceiling,
+            "peak GB": max(0.0, (peaks[name] - sum(sizes.values()) + sizes[name]) / 1e9),
         }
 
 
-def _first_step(step: Callable[[], float], *, optional: bool) -> tuple[float, int] | None:
-    """Loss and peak memory of the step that warms up; None if it may run out of memory and does."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        return step(), torch.cuda.max_memory_allocated()
-    except torch.OutOfMemoryError:
-        if not optional:
-            raise
-        return None
+def time_by_kernel(step: Callable[[], float]) -> str:
+    """A table of the 25 kernels in which a step spends most time."""
+    activity, name = (ProfilerActivity.CUDA, "device") if device.has_gpu() else (ProfilerActivity.CPU, "cpu")
+    with profile(activities=[activity]) as found:
+        step()
+    order = f"self_{name}_time_total"
+    return found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=90)
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -184,12 +175,3 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
         for row in rows
         if row["model"] != "ours"
     }
-
-
-def _write_profile(path: Path, step: Callable[[], float]) -> None:
-    """Where a step's time goes, by kernel."""
-    gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
-        step()
-    order = f"self_{'cuda' if gpu else 'cpu'}_time_total"
-    write_text(path, found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=90))

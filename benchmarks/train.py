@@ -10,18 +10,16 @@ Without a GPU, times are processor time.
 import time
 from dataclasses import dataclass
 
-from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from benchmarks.measuring import Measurement, in_turns
-from benchmarks.models import our_model, start_megatron, training_step, upstream_model
+from benchmarks.measuring import Measurement, Output, in_turns
+from benchmarks.models import our_model, start, training_step, upstream_model
 from megatron_longrope2 import device
 from megatron_longrope2.model.dims import ModelDims
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Output):
     """Sizes and repetitions.
 
     Attributes:
@@ -41,22 +39,14 @@ class Settings:
     repeats: PositiveInt = 15
 
 
-def measure(settings: Settings) -> Measurement:
+def measure(*, settings: Settings) -> Measurement:
     """Build both models and time them on short, long and mixed packs."""
-    length, original, heads = settings.length, settings.original_length, settings.hidden_size // 64
+    length, original, hidden = settings.length, settings.original_length, settings.hidden_size
+    heads = hidden // 64
     dims = ModelDims(
-        name="benchmark",
-        num_layers=settings.num_layers,
-        hidden_size=settings.hidden_size,
-        ffn_hidden_size=settings.hidden_size * 3,
-        num_attention_heads=heads,
-        num_query_groups=heads,
-        kv_channels=64,
-        vocab_size=4096,
-        original_length=original,
-        tied=True,
+        "benchmark", settings.num_layers, hidden, 3 * hidden, heads, heads, 64, 4096, original, tied=True
     )
-    args = start_megatron(dims, length, bf16=settings.bf16)
+    args = start(dims, length, bf16=settings.bf16)
     models = {"ours": our_model(args), "upstream": upstream_model(args)}
     models["upstream"].load_state_dict(models["ours"].state_dict())
     packs = {
@@ -65,15 +55,15 @@ def measure(settings: Settings) -> Measurement:
         "mixed": [length // 2, *[original] * (length // 2 // original)],
     }
     clock = time.perf_counter if device.has_gpu() else time.process_time
-    seconds, losses, ratios = {}, {}, {}
+    seconds, losses = {}, {}
     for kind, lengths in packs.items():
         steps = {name: training_step(model, lengths, dims.vocab_size) for name, model in models.items()}
         losses[kind] = {name: step() for name, step in steps.items()}
         seconds[kind] = in_turns(steps, settings.repeats, clock)
-        ours, upstream = (min(seconds[kind][name]) for name in models)
-        ratios[f"step_time_vs_upstream_{kind}"] = ours / upstream
-    ours, upstream = (min(seconds["short"][name]) + min(seconds["long"][name]) for name in models)
+    ours, upstream = (seconds["short"][name] + seconds["long"][name] for name in models)
+    ratios = {f"step_time_vs_upstream_{kind}": s["ours"] / s["upstream"] for kind, s in seconds.items()}
     return Measurement(
+        settings,
         ratios={"step_time_vs_upstream": ours / upstream, **ratios},
         # The short window is plain RoPE: there both models must give one loss.
         measured={"seconds": seconds, "losses": losses},

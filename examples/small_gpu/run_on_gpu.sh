@@ -44,7 +44,7 @@ tests() {
 
 benchmark() { # NAME OPTIONS...
     [[ -e $BENCHMARKS/$1.json ]] && return
-    "$PYTHON" -m benchmarks "$@" --output "$BENCHMARKS/$1.json" --table "$BENCHMARKS/$1.md" || failed=1
+    "$PYTHON" -m benchmarks "$@" --output "$BENCHMARKS/$1.json" || failed=1
 }
 
 benchmarks() {

@@ -61,8 +61,8 @@ def parse_model_arguments(
     """
     args = parse_args(add_arguments)
     args.longrope2_factors = None
-    _adapt_to_device(args)
     vars(args).update(forced or {})
+    _adapt_to_device(args)
     source = _checkpoint_source(args)
     if source is not None:
         _load_checkpoint_args(args, source)

@@ -7,7 +7,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from megatron.core.utils import unwrap_model
 from megatron.training.checkpointing import load_checkpoint
 from megatron.training.global_vars import destroy_global_vars
 from megatron.training.initialize import initialize_megatron
+from megatron.training.models.gpt import GPTModelConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_longrope2.device import rendezvous_store
@@ -58,7 +59,7 @@ def load_model(
     layout: LayoutSettings = LayoutSettings(),
     *,
     rope_factors: str | Path | None = None,
-    extra_arguments: str = "",
+    **arguments: Any,
 ) -> LoadedModel:
     """Initialise Megatron in this process (and its torchrun peers) and load a checkpoint.
 
@@ -67,36 +68,52 @@ def load_model(
     Args:
         load_dir: folder that `longrope2 import` or `longrope2 train` wrote.
         rope_factors: factor file or published name; default: what the checkpoint holds.
-        extra_arguments: further Megatron command-line arguments, parted by spaces.
+        arguments: further arguments of Megatron, by their names in its namespace.
 
     Raises:
         InputError: no checkpoint there, or factors that do not fit it.
     """
-    arguments = [
-        *("--load", str(load_dir)),
-        *("--tensor-model-parallel-size", str(layout.tensor_model_parallel_size)),
-        *("--pipeline-model-parallel-size", str(layout.pipeline_model_parallel_size)),
-        *("--context-parallel-size", str(layout.context_parallel_size)),
-        *("--micro-batch-size", "1", "--no-load-optim", "--no-load-rng", "--exit-on-missing-checkpoint"),
-        *(("--bf16",) if layout.bf16 else ()),
-        *(("--rope-factors", str(rope_factors)) if rope_factors is not None else ()),
-        *(() if importlib.util.find_spec("transformer_engine") else ("--transformer-impl", "local")),
-        *extra_arguments.split(),
-    ]
-    with _command_line(arguments), _quiet():
-        args = parse_model_arguments()
-        initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
-        config = model_config(args)
-        builder: Any = config.get_builder_cls()(config)
-        chunks = builder.build_distributed_models(
-            pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+    with _quiet():
+        args = start_megatron(
+            load=str(load_dir),
+            **asdict(layout),
+            rope_factors=rope_factors,
+            micro_batch_size=1,
+            no_load_optim=True,
+            no_load_rng=True,
+            exit_on_missing_checkpoint=True,
+            **arguments,
         )
+        chunks = build(model_config(args))
         load_checkpoint(chunks, None, None)
-    chunks = unwrap_model(chunks)
     for chunk in chunks:
         chunk.eval()
         chunk.requires_grad_(False)
     return LoadedModel(chunks=chunks, args=args, factors=factors_of(args))
+
+
+def start_megatron(**arguments: Any) -> Namespace:
+    """Initialise Megatron in this process (and its torchrun peers) with these arguments, whatever `sys.argv`.
+
+    Raises:
+        InputError: as `parse_model_arguments`.
+    """
+    if not importlib.util.find_spec("transformer_engine"):
+        arguments = {"transformer_impl": "local", **arguments}
+    command, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        args = parse_model_arguments(forced=arguments)
+    finally:
+        sys.argv = command
+    initialize_megatron(allow_no_cuda=True, store=rendezvous_store())
+    return args
+
+
+def build(config: GPTModelConfig) -> list[GPTModel]:
+    """The model chunks of this rank, with random weights."""
+    builder: Any = config.get_builder_cls()(config)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return unwrap_model(builder.build_distributed_models(pg_collection=groups, wrap_with_ddp=False))
 
 
 def unload_model() -> None:
@@ -118,14 +135,3 @@ def _quiet() -> Iterator[None]:
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def _command_line(arguments: list[str]) -> Iterator[None]:
-    """Put the arguments where Megatron reads them: it parses `sys.argv` only."""
-    saved = sys.argv
-    sys.argv = [saved[0], *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = saved

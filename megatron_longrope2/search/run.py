@@ -77,10 +77,14 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
 def load(settings: SearchSettings) -> LoadedModel:
     """The model of a search; once a process."""
     # The fused RoPE kernel cannot apply an attention factor, and has no gradient for the angles.
-    arguments = "--no-rope-fusion --attention-dropout 0 --hidden-dropout 0"
+    arguments: dict[str, Any] = {"apply_rope_fusion": False}
     if settings.algorithm == "gradient" and not settings.gradient.no_recompute:
-        arguments += " --recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
-    return load_model(settings.load, settings.layout, extra_arguments=arguments)
+        arguments |= {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    return load_model(settings.load, settings.layout, **arguments)
 
 
 def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Search:

@@ -1,25 +1,34 @@
-"""The ratios of the comparison of learned factors."""
+"""The comparison of learned factors: its searches, and its ratios."""
 
-from benchmarks.learned import _ratios
+from pathlib import Path
 
-LEARNED, FIXED = "learned", "learned, attention factor 1"
+import pytest
+
+from benchmarks.learned import SEARCHES, Settings, ratios
+
+SETTINGS = Settings(load=Path("base"), books=Path("books"), target_length=2048, output=Path("learned.json"))
 
 
-def _seed(learned: float, fixed: float, paper: float, pi: float, yarn: float, seconds: float) -> dict:
-    nll = {LEARNED: learned, FIXED: fixed, "paper": paper}
-    nll |= {"pi, best attention factor": pi, "yarn, best attention factor": yarn, "yarn": 0.01}
-    return {
-        "methods": {name: {"nll": value} for name, value in nll.items()},
-        "cpu_seconds": {LEARNED: seconds, FIXED: 2 * seconds, "paper": 40.0},
+def test_ratios_are_against_the_best_baseline_and_the_first_search() -> None:
+    baselines = {"pi, best attention factor": 0.6, "yarn, best attention factor": 2.0, "yarn": 0.01}
+    nll = {"paper": 3.0, "extended": 0.5, "learned": 0.3, **baselines}
+    assert ratios(nll, {"paper": 40.0, "extended": 20.0, "learned": 10.0}) == {
+        "nll_vs_best_baseline, paper": 3.0 / 0.6,
+        "nll_vs_best_baseline, extended": 0.5 / 0.6,
+        "nll_vs_best_baseline, learned": 0.3 / 0.6,
+        "nll_vs_paper, extended": 0.5 / 3.0,
+        "nll_vs_paper, learned": 0.3 / 3.0,
+        "cost_vs_paper, extended": 20 / 40,
+        "cost_vs_paper, learned": 10 / 40,
     }
 
 
-def test_ratios_are_of_sums_and_against_each_seeds_best_baseline() -> None:
-    seeds = [_seed(0.1, 0.2, 3.0, 5.0, 1.0, 10.0), _seed(0.3, 0.4, 1.0, 0.6, 2.0, 30.0)]
-    ratios = _ratios(seeds)
-    assert ratios["nll_vs_evolution"] == (0.1 + 0.3) / (3.0 + 1.0)
-    assert ratios["nll_vs_best_baseline"] == (0.1 + 0.3) / (1.0 + 0.6)
-    assert ratios["nll_vs_best_baseline_attention_factor_1"] == (0.2 + 0.4) / (1.0 + 0.6)
-    assert ratios["cost_vs_evolution"] == (10 + 30) / 80
-    assert ratios["cost_vs_evolution_attention_factor_1"] == (20 + 60) / 80
-    assert not any("extended" in name for name in ratios)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_is_what_its_name_says(search: str) -> None:
+    settings = SETTINGS.of(search, Path("other"))
+    assert settings.output == Path("other")
+    assert (settings.algorithm == "gradient") == ("learned" in search)
+    assert (settings.space.search_space == "extended") == ("extended" in search)
+    assert (settings.objective.objective == "document") == ("documents" in search)
+    if "attention factor 1" in search:
+        assert settings.space.fix_attention_factor or not settings.gradient.learn_attention_factor

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.search import Settings, measure
+from megatron_longrope2.search.settings import EvolutionSettings, ObjectiveSettings
 from tests.search.tiny_model import TARGET, write_books, write_model
 
 
@@ -12,15 +13,14 @@ def test_all_searches_find_the_same(tmp_path: Path, megatron: None) -> None:  # 
     books = write_books(tmp_path / "books")
     write_model(tmp_path, books)
     found = measure(
-        Settings(
+        settings=Settings(
             load=tmp_path / "megatron",
             hf_dir=tmp_path / "hf",
             books=books,
             target_length=TARGET,
-            search_space="paper",
-            population=6,
-            iterations=1,
-            samples=3,
+            output=tmp_path / "search.json",
+            objective=ObjectiveSettings(samples=3),
+            evolution=EvolutionSettings(population=6, iterations=1),
             workers=(2,),
         )
     )

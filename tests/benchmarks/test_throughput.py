@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measuring import markdown, result
-from benchmarks.throughput import Settings, fits, fitting_layers, label, measure, model_operations
+from benchmarks.measuring import label, save
+from benchmarks.throughput import Settings, fits, fitting_layers, measure, model_operations
+from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.model import PRESETS
 
@@ -32,9 +33,11 @@ def found(folder: Path, megatron: None) -> dict[str, Any]:  # noqa: ARG001
         num_layers=2,
         lengths=(128, 1024),
         repeats=1,
+        output=folder / "throughput.json",
         profile=folder / "profile.txt",
     )
-    return result("throughput", settings, measure)
+    save(measure(settings=settings))
+    return read_json(settings.output)
 
 
 def test_ratios(found: dict[str, Any]) -> None:
@@ -55,14 +58,14 @@ def test_all_models_have_the_same_weights(found: dict[str, Any]) -> None:
 
 
 def test_table_and_profile(found: dict[str, Any], folder: Path) -> None:
-    table = markdown(found)
+    table = (folder / "throughput.md").read_text()
     assert found["environment"]["date"] in table
     models = [line.split("|")[4].strip() for line in table.splitlines() if line.startswith("| 1k ")]
     assert models == ["ours", "upstream", "transformers"]
     assert "| ceiling_share_1k " in table
     assert "aten::mm" in (folder / "profile.txt").read_text()
     assert found["measured"]["model"]["num_layers"] == 2
-    assert found["settings"]["profile"] == str(folder / "profile.txt")
+    assert found["settings"]["output"] == str(folder / "throughput.json")
 
 
 def test_operations_are_those_of_a_step() -> None:

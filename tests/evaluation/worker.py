@@ -78,7 +78,7 @@ def main() -> None:
         LayoutSettings(
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp
         ),
-        extra_arguments="--sequence-parallel" if cp > 1 else "",
+        sequence_parallel=cp > 1,
     )
     results: dict[str, Any] = {"scores": scores(model, folder / "books")}
     results["generation"] = generation(model) if cp == 1 else refusal(model, [[1]])

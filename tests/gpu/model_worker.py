@@ -44,13 +44,11 @@ if device.has_gpu() and importlib.util.find_spec("transformer_engine"):
 
 def gradients_on(model: Any, lengths: list[int]) -> dict[str, Any]:
     """Loss and gradients of a Megatron model, under transformers' names."""
-    found = {}
-
-    def keep() -> None:
-        found.update({name: p.grad.float().cpu() for name, p in model.named_parameters()})
-
-    loss = models.training_step(model, lengths, SHAPE.vocab_size, after_backward=keep)()
-    return {"loss": loss, "gradients": models.hf_weights(model, SHAPE, found)}
+    loss = models.mean_loss(model, lengths, SHAPE.vocab_size)()
+    loss.backward()
+    found = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return {"loss": float(loss.detach()), "gradients": models.hf_weights(model, SHAPE, found)}
 
 
 def reference_on(model: Any, lengths: list[int]) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def with_(args: Namespace, changes: dict[str, Any]) -> Namespace:
 
 
 if __name__ == "__main__":
-    args = models.start_megatron(SHAPE, max(map(sum, PACKS.values())), bf16=device.has_gpu())
+    args = models.start(SHAPE, max(map(sum, PACKS.values())), bf16=device.has_gpu())
     first = models.our_model(with_(args, TORCH))
     with torch.no_grad():
         for parameter in first.parameters():

@@ -25,7 +25,7 @@ def main() -> None:
             pipeline_model_parallel_size=int(pipeline),
             context_parallel_size=int(context),
         ),
-        extra_arguments=" ".join(extra),
+        sequence_parallel=bool(extra),
     )
     jobs = fixed_jobs(Path(root))
     losses = score(MegatronScorer(model), jobs)

@@ -12,7 +12,7 @@ WORKER = Path(__file__).with_name("score_worker.py")
 LAYOUTS = {
     "one process": (1, ("1", "1", "1")),
     "data parallel": (2, ("1", "1", "1")),
-    "tensor and sequence parallel": (2, ("2", "1", "1", "--sequence-parallel")),
+    "tensor and sequence parallel": (2, ("2", "1", "1", "sequence_parallel")),
     "pipeline parallel": (2, ("1", "2", "1")),
     "context parallel": (2, ("1", "1", "2")),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_longrope2 import device
 
-RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def main() -> None:
@@ -27,7 +27,8 @@ def main() -> None:
             pipeline_model_parallel_size=int(pipeline),
             context_parallel_size=int(context),
         ),
-        extra_arguments="--no-rope-fusion " + (RECOMPUTE if mode == "recompute" else ""),
+        apply_rope_fusion=False,
+        **(RECOMPUTE if mode == "recompute" else {}),
     )
     samples = [sample for _, sample in fixed_jobs(Path(root))[:3]]
     report = {}
