@@ -25,7 +25,6 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from megatron_longrope2.device import free_memory
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.checks import check_prompts
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.model.loading import LoadedModel
 
@@ -56,6 +55,22 @@ def sampling(temperature: float, top_k: int = 0, top_p: float = 1.0) -> Choose:
     warp = LogitsProcessorList(warpers)
     stream = torch.Generator().manual_seed(mpu.get_data_parallel_rank())
     return lambda logits: torch.multinomial(warp(None, logits.cpu()).softmax(-1), 1, generator=stream)[:, 0]
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, target_length: int) -> None:
+    """See that every prompt can be continued; nothing is ever cut.
+
+    Raises:
+        InputError: a prompt is empty, or with the new tokens longer than the target length.
+    """
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {number}: is empty; give at least one token")
+        if len(prompt) + new_tokens > target_length:
+            raise InputError(
+                f"prompt {number}: {len(prompt)} tokens and {new_tokens} new ones are longer than the "
+                f"target length of {target_length}; shorten it or use factors for a longer target"
+            )
 
 
 def generate(

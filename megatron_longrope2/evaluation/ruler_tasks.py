@@ -22,9 +22,8 @@ from unittest import mock
 import numpy as np
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.checks import check_encodes
 from megatron_longrope2.evaluation.settings import TextSettings
-from megatron_longrope2.evaluation.subject import Subject
+from megatron_longrope2.evaluation.subject import Subject, check_encodes
 
 # What tells the harness's eight retrieval tasks apart (`lm_eval.tasks.ruler.niah_utils`).
 NIAH: dict[str, dict[str, Any]] = {

@@ -161,7 +161,7 @@ class PromptSettings:
         """All prompts.
 
         Raises:
-            InputError: there is none, or a file cannot be read.
+            InputError: there is none, one is empty, or a file cannot be read.
         """
         texts = list(self.prompt)
         for path in self.prompt_file:
@@ -169,7 +169,7 @@ class PromptSettings:
                 texts.append(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-        if not texts:
+        if not texts or not all(texts):
             raise InputError("--prompt: nothing to continue; give --prompt TEXT or --prompt-file FILE")
         return texts
 

@@ -13,7 +13,6 @@ from megatron_longrope2 import device, hf
 from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.checks import check_encodes, check_prompts
 from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
@@ -110,6 +109,21 @@ def open_subject(checkpoint: CheckpointSettings, layout: LayoutSettings) -> Load
     return (_open_hf if checkpoint.folder == checkpoint.hf_dir else _open_megatron)(checkpoint, layout)
 
 
+def check_encodes(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    """See that a tokenizer can encode a text.
+
+    Raises:
+        InputError: the text vanishes, or more than a tenth of its tokens are unknown.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    unknown = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
+    if not ids or unknown > len(ids) / 10:
+        raise InputError(
+            f"tokenizer: cannot encode the haystack ({unknown} of {len(ids)} tokens are unknown); use the "
+            "model's own tokenizer, or books in a language that it knows"
+        )
+
+
 def windows(folder: Path, factors: RopeFactors | None) -> dict[str, Any]:
     """The first four fields of a `Subject`: of its factors or, without any, of a Hugging Face folder.
 
@@ -167,7 +181,6 @@ def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubj
     factors: RopeFactors | None = getattr(model.base_model.rotary_emb, "factors", None)
 
     def greedy(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        check_prompts(prompts, new_tokens, factors.target_length if factors else UNLIMITED)
         rows = []
         for prompt in prompts:
             inputs = torch.tensor([prompt], device=model.device)

@@ -1,9 +1,8 @@
 """The evolution as a session's strategy: generations, bred from the best so far and raced over all ranks.
 
 Everything random is drawn between the end of one generation and the beginning of the next, from one
-    generator: the
-candidates depend on the seed and on the scores of the best, not on who evaluated what when. No vector is
-proposed twice.
+generator: the candidates depend on the seed and on the scores of the best, not on who evaluated what when. No
+vector is proposed twice.
 """
 
 import hashlib
@@ -16,10 +15,9 @@ import numpy as np
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.search.candidate import Candidate, perplexity
-from megatron_longrope2.search.individual import Individual
 from megatron_longrope2.search.race import Race
 from megatron_longrope2.search.session import Outcome, Session
-from megatron_longrope2.search.space import SearchSpace
+from megatron_longrope2.search.space import Individual, SearchSpace
 
 ATTEMPTS = 50
 """Tries for one child that was not proposed before; a space without new vectors ends the search."""

@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.errors import InputError
@@ -26,11 +26,9 @@ HOPELESS = 1e6
 """Nats a token, in the place of NaN, which JSON does not have."""
 
 
-class DifferentiableLoss(Protocol):
-    """What the gradient search minimises; called with the same samples on every rank."""
-
-    def __call__(self, learned: LearnedFactors, samples: Sequence[Sample]) -> float:
-        """Mean loss of the scored tokens, nats, and its gradient in the parameters' `grad`."""
+DifferentiableLoss = Callable[[LearnedFactors, Sequence[Sample]], float]
+"""Gives the mean loss of the samples' scored tokens, nats, and leaves its gradient in the parameters' `grad`.
+Every rank calls it with the same samples."""
 
 
 @dataclass(eq=False)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_longrope2.rope import make_factors
-from megatron_longrope2.search.individual import Individual
-from megatron_longrope2.search.space import SearchSpace
+from megatron_longrope2.search.space import Individual, SearchSpace
 
 Loss = Callable[[Individual, int], float]
 

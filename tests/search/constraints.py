@@ -3,8 +3,7 @@
 import numpy as np
 
 from megatron_longrope2.rope import ntk_below
-from megatron_longrope2.search.individual import Individual
-from megatron_longrope2.search.space import SearchSpace
+from megatron_longrope2.search.space import Individual, SearchSpace
 
 ROUNDING = 1e-9
 

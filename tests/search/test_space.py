@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import load_factors, make_factors, ntk_below
-from megatron_longrope2.search.individual import Below, Individual
-from megatron_longrope2.search.space import RAMP_PERIODS, SearchSpace
+from megatron_longrope2.search.space import RAMP_PERIODS, Below, Individual, SearchSpace
 from tests.search.conftest import demo_space, space_of
 from tests.search.constraints import violations
 
