@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from megatron_longrope2.data.documents import Slice, read_slice, slices
 from megatron_longrope2.data.manifest import BucketSize, Manifest
-from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.data.settings import Bucket, PreprocessSettings
 from megatron_longrope2.data.tokenizer import TextEncoder, load_encoder
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, replacing, write_json
@@ -64,9 +64,10 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
         partial.mkdir()
         # Joining collects garbage after each shard, which takes half a second if it looks at all modules.
         gc.freeze()
-        names = [bucket.name for bucket in settings.buckets]
-        buckets = {name: _join(shards, partial, name, encoder) for name in tqdm(names, desc="join")}
-        _refuse_empty(settings, buckets)
+        buckets = {
+            bucket.name: _join(bucket, shards, partial, settings, encoder)
+            for bucket in tqdm(settings.buckets, desc="join")
+        }
         manifest = Manifest(
             settings=settings,
             tokenizer=encoder.file,
@@ -203,26 +204,24 @@ def _documents(shard: Shard, settings: PreprocessSettings, encoder: TextEncoder)
             yield np.concatenate([bos, ids, eos])
 
 
-def _join(folders: Iterable[Path], output: Path, name: str, encoder: TextEncoder) -> BucketSize:
-    """Join the shards' pools of a bucket to one in `output`; an empty one is not written."""
-    pools = [str(folder / name) for folder in folders]
+def _join(
+    bucket: Bucket, shards: Iterable[Path], output: Path, settings: PreprocessSettings, encoder: TextEncoder
+) -> BucketSize:
+    """Join the shards' pools of a bucket to one in `output`; an empty one is refused or not written."""
+    pools = [str(folder / bucket.name) for folder in shards]
     pools = [pool for pool in pools if os.path.getsize(get_bin_path(pool))]
+    if not pools and not settings.allow_empty_buckets:
+        least, most = bucket.longer_than + 1, bucket.at_most or "any number of"
+        raise InputError(
+            f"{settings.input}: no document of {least} to {most} tokens; add some, cut long ones "
+            "(--cut-long-documents), or use --allow-empty-buckets"
+        )
     if not pools:
         return BucketSize(documents=0, tokens=0)
-    prefix = str(output / name)
+    prefix = str(output / bucket.name)
     joined = IndexedDatasetBuilder(get_bin_path(prefix), DType.optimal_dtype(encoder.vocab_size))
     for pool in pools:
         joined.add_index(pool)
     joined.finalize(get_idx_path(prefix))
     lengths = np.array(joined.sequence_lengths, dtype=np.int64)
     return BucketSize(documents=lengths.size, tokens=int(lengths.sum()))
-
-
-def _refuse_empty(settings: PreprocessSettings, buckets: dict[str, BucketSize]) -> None:
-    for bucket in settings.buckets:
-        if not (buckets[bucket.name].documents or settings.allow_empty_buckets):
-            least, most = bucket.longer_than + 1, bucket.at_most or "any number of"
-            raise InputError(
-                f"{settings.input}: no document of {least} to {most} tokens; add some, cut long ones "
-                "(--cut-long-documents), or use --allow-empty-buckets"
-            )

@@ -16,9 +16,9 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
+from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.context_parallel import local_token_indices
-from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import LOGIT_ROWS
 
 OfLogits = Callable[[Tensor, Tensor], Tensor]

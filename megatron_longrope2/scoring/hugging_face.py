@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.hf import set_factors
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import LOGIT_ROWS, TokenScores
 
 
@@ -30,9 +30,8 @@ class HFScorer:
     ) -> list[TokenScores]:
         """See `Scorer`."""
         scores = []
-        for number, sample in enumerate(
-            tqdm(samples, desc=description, unit="sample", disable=not description)
-        ):
+        bar = tqdm(samples, desc=description, unit="sample", disable=not description)
+        for number, sample in enumerate(bar):
             if factors is not None:
                 set_factors(self.model, factors[number])
             scores.append(self._score(sample))

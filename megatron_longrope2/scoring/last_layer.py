@@ -17,21 +17,19 @@ MAX_ROWS = 512
 """Above this the causal mask, rows x tokens, would cost more than it saves."""
 
 
-def can_restrict(model: GPTModel, rows: int) -> bool:
-    """Whether this stage's last layer feeds the output layer and has the whole sequence in one piece."""
-    config = model.config
-    return (
-        model.post_process
-        and len(model.decoder.layers) > 0
-        and 0 < rows <= MAX_ROWS
-        and config.context_parallel_size == 1
-        and not config.sequence_parallel
-    )
-
-
 @contextmanager
-def only_rows(model: GPTModel, rows: Tensor) -> Iterator[None]:
-    """Within, the decoder returns hidden states [rows, batch, hidden] of the positions `rows` alone."""
+def only_rows(model: GPTModel, rows: Tensor) -> Iterator[bool]:
+    """Within, the decoder returns hidden states [rows, batch, hidden] of the positions `rows` alone.
+
+    Yields whether it does: only where this stage's last layer feeds the output layer and has the whole
+    sequence in one piece.
+    """
+    config = model.config
+    whole_sequence = config.context_parallel_size == 1 and not config.sequence_parallel
+    feeds_output = model.post_process and len(model.decoder.layers) > 0
+    if not (whole_sequence and feeds_output and 0 < len(rows) <= MAX_ROWS):
+        yield False
+        return
     layer = model.decoder.layers[-1]
     core = layer.self_attention.core_attention
     add = layer.self_attn_bda
@@ -44,7 +42,7 @@ def only_rows(model: GPTModel, rows: Tensor) -> Iterator[None]:
             k,
             v,
             attn_mask=mask,
-            scale=model.config.softmax_scale,
+            scale=config.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return output.permute(2, 0, 1, 3).flatten(-2)
@@ -55,7 +53,7 @@ def only_rows(model: GPTModel, rows: Tensor) -> Iterator[None]:
 
     core.forward, layer.self_attn_bda = attend, add_to_rows
     try:
-        yield
+        yield True
     finally:
         del core.forward
         layer.self_attn_bda = add

@@ -13,11 +13,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from tqdm import tqdm
 
+from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.scoring.forward import LocalSample, local_sample, nll_of_logits, stage_output
-from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
-from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.last_layer import only_rows
 from megatron_longrope2.scoring.scorer import TokenScores
 
 
@@ -37,11 +37,8 @@ class MegatronScorer:
         self.model = model
         self.restrict = restrict_last_layer
         self.vocab_size = int(model.args.vocab_size)
-
-    @property
-    def workers(self) -> int:
-        """One sample a data-parallel group and pipeline stage."""
-        return mpu.get_data_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
+        # One sample a data-parallel group and pipeline stage.
+        self.workers = mpu.get_data_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
 
     @torch.no_grad()
     def __call__(
@@ -59,7 +56,8 @@ class MegatronScorer:
         # A pipeline's messages have one shape: lengths come one after the other.
         mine = sorted(range(group, len(samples), groups), key=lambda index: len(samples[index].tokens))
         reports = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
-        with tqdm(total=len(mine), desc=description, unit="sample", disable=not _shows(description)) as bar:
+        hidden = not description or dist.get_rank() > 0
+        with tqdm(total=len(mine), desc=description, unit="sample", disable=hidden) as bar:
             for length, same in groupby(mine, key=lambda index: len(samples[index].tokens)):
                 numbers = list(same)
                 local = [local_sample(samples[index]) for index in numbers]
@@ -83,7 +81,11 @@ class MegatronScorer:
             bar.update()
             if factors is not None and chunk.rotary_pos_emb.factors is not factors[number]:
                 chunk.rotary_pos_emb.set_factors(factors[number])
-            output = self._score(chunk, samples[number])
+            local = samples[number]
+            with only_rows(chunk, local.rows) if self.restrict else nullcontext(False) as restricted:
+                output = stage_output(
+                    chunk, local, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
+                )
             return output, lambda scores, non_loss_data: scores  # noqa: ARG005 - upstream's signature
 
         return get_forward_backward_func()(
@@ -96,17 +98,6 @@ class MegatronScorer:
             forward_only=True,
             collect_non_loss_data=True,
         )
-
-    def _score(self, chunk: GPTModel, local: LocalSample) -> Tensor:
-        restricted = self.restrict and can_restrict(chunk, len(local.rows))
-        with only_rows(chunk, local.rows) if restricted else nullcontext():
-            return stage_output(
-                chunk, local, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
-            )
-
-
-def _shows(description: str) -> bool:
-    return bool(description) and dist.get_rank() == 0
 
 
 def _nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:

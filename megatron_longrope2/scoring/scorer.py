@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.scoring.samples import Sample
 
 LOGIT_ROWS = 1024
 """Positions whose logits exist at once: [LOGIT_ROWS, vocabulary]."""
@@ -40,12 +40,13 @@ class TokenScores:
 
 
 class Scorer(Protocol):
-    """Scores samples; in a job of several processes every rank calls it with the same ones."""
+    """Scores samples; in a job of several processes every rank calls it with the same ones.
 
-    @property
-    def workers(self) -> int:
-        """Samples a call that keep all ranks busy."""
-        ...
+    Attributes:
+        workers: samples a call that keep all ranks busy.
+    """
+
+    workers: int
 
     def __call__(
         self,

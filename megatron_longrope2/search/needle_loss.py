@@ -11,11 +11,11 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.scoring.forward import local_sample, stage_output
-from megatron_longrope2.scoring.last_layer import can_restrict, only_rows
-from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.last_layer import only_rows
 
 LARGEST_LOSS = 8.0
 """Nats: a token whose loss is above has no gradient, so that a hopeless one does not outweigh the rest."""
@@ -79,10 +79,8 @@ class NeedleLoss:
             def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
                 restriction.close()
                 local = local_sample(next(remaining))
-                restrict = can_restrict(chunk, len(local.rows))
-                if restrict:
-                    restriction.enter_context(only_rows(chunk, local.rows))
-                return stage_output(chunk, local, self.vocab_size, restricted=restrict), loss_of
+                restricted = restriction.enter_context(only_rows(chunk, local.rows))
+                return stage_output(chunk, local, self.vocab_size, restricted=restricted), loss_of
 
             for chunk in self.model.chunks:
                 chunk.train()  # upstream recomputes in training mode only; the model has no dropout
