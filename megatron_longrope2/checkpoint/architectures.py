@@ -4,14 +4,14 @@ from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_longrope2.checkpoint.mapping import LAYERS, QKV, Mapping, Rows, Vocabulary
+from megatron_longrope2.checkpoint.mapping import LAYERS, QKV, Mapping, Vocabulary
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION = LAYERS + "self_attention."
 _MLP = LAYERS + "mlp."
 
 EMBEDDING = Vocabulary("embedding.word_embeddings.weight", ("model.embed_tokens.weight",))
-_FINAL_NORM = Rows("decoder.final_layernorm.weight", ("model.norm.weight",), columns=())
+_FINAL_NORM = Mapping("decoder.final_layernorm.weight", ("model.norm.weight",), columns=())
 _LM_HEAD = Vocabulary("output_layer.weight", ("lm_head.weight",))
 
 
@@ -40,19 +40,19 @@ def _hf(module: str, kind: str, *parts: str) -> tuple[str, ...]:
     return tuple(f"{_LAYER}{module}.{part}_proj.{kind}" for part in parts)
 
 
-_INPUT_NORM = Rows(_ATTENTION + "linear_qkv.layer_norm_weight", (_LAYER + "input_layernorm.weight",), ())
-_MLP_NORM = Rows(_MLP + "linear_fc1.layer_norm_weight", (_LAYER + "post_attention_layernorm.weight",), ())
-_ATTENTION_OUTPUT = Rows(
+_INPUT_NORM = Mapping(_ATTENTION + "linear_qkv.layer_norm_weight", (_LAYER + "input_layernorm.weight",), ())
+_MLP_NORM = Mapping(_MLP + "linear_fc1.layer_norm_weight", (_LAYER + "post_attention_layernorm.weight",), ())
+_ATTENTION_OUTPUT = Mapping(
     _ATTENTION + "linear_proj.weight", _hf("self_attn", "weight", "o"), columns=("query_size",)
 )
-_MLP_OUTPUT = Rows(_MLP + "linear_fc2.weight", _hf("mlp", "weight", "down"), columns=("ffn_hidden_size",))
+_MLP_OUTPUT = Mapping(_MLP + "linear_fc2.weight", _hf("mlp", "weight", "down"), columns=("ffn_hidden_size",))
 _GATE_UP = ("ffn_hidden_size", "ffn_hidden_size")
 _LLAMA = (
     _INPUT_NORM,
     QKV(_ATTENTION + "linear_qkv.weight", _hf("self_attn", "weight", "q", "k", "v")),
     _ATTENTION_OUTPUT,
     _MLP_NORM,
-    Rows(_MLP + "linear_fc1.weight", _hf("mlp", "weight", "gate", "up"), rows=_GATE_UP),
+    Mapping(_MLP + "linear_fc1.weight", _hf("mlp", "weight", "gate", "up"), rows=_GATE_UP),
     _MLP_OUTPUT,
 )
 _QKV_BIAS = QKV(_ATTENTION + "linear_qkv.bias", _hf("self_attn", "bias", "q", "k", "v"), columns=())
@@ -62,19 +62,21 @@ ARCHITECTURES = {
         _LLAMA,
         biases=(
             _QKV_BIAS,
-            Rows(_ATTENTION + "linear_proj.bias", _hf("self_attn", "bias", "o"), columns=()),
-            Rows(_MLP + "linear_fc1.bias", _hf("mlp", "bias", "gate", "up"), columns=(), rows=_GATE_UP),
-            Rows(_MLP + "linear_fc2.bias", _hf("mlp", "bias", "down"), columns=()),
+            Mapping(_ATTENTION + "linear_proj.bias", _hf("self_attn", "bias", "o"), columns=()),
+            Mapping(_MLP + "linear_fc1.bias", _hf("mlp", "bias", "gate", "up"), columns=(), rows=_GATE_UP),
+            Mapping(_MLP + "linear_fc2.bias", _hf("mlp", "bias", "down"), columns=()),
         ),
     ),
     "mistral": Architecture(_LLAMA),
     "phi3": Architecture(
         (
             _INPUT_NORM,
-            QKV(_ATTENTION + "linear_qkv.weight", _hf("self_attn", "weight", "qkv")),
+            QKV(_ATTENTION + "linear_qkv.weight", _hf("self_attn", "weight", "qkv"), rows=("qkv_size",)),
             _ATTENTION_OUTPUT,
             _MLP_NORM,
-            Rows(_MLP + "linear_fc1.weight", (_LAYER + "mlp.gate_up_proj.weight",), rows=("gate_up_size",)),
+            Mapping(
+                _MLP + "linear_fc1.weight", (_LAYER + "mlp.gate_up_proj.weight",), rows=("gate_up_size",)
+            ),
             _MLP_OUTPUT,
         )
     ),
@@ -83,7 +85,7 @@ ARCHITECTURES = {
         (
             *_LLAMA,
             *(
-                Rows(
+                Mapping(
                     f"{_ATTENTION}{name}_layernorm.weight",
                     (f"{_LAYER}self_attn.{name}_norm.weight",),
                     columns=(),

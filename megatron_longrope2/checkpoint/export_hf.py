@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -93,17 +92,11 @@ class MegatronSource:
             InputError: data are missing or damaged, or hold NaN or infinity where that is not allowed.
         """
         for mapping, layer in self.config.steps():
-            names, begin = iter(mapping.hf_names(layer)), 0
             where = f"{self.tensors.folder}: {mapping.megatron}"
-            where += f", layer {layer}" if mapping.in_layers else ""
-            for block in mapping.blocks(self.dims):
-                if block.split is not None:
-                    index = layer if mapping.in_layers else None
-                    rows = self.tensors.read(mapping.megatron, index, begin, block.rows)
-                    rows = converted(rows, self.dtype, allow_nonfinite=allow_nonfinite, source=where)
-                    parts = block.split(rows)
-                    yield from zip(islice(names, len(parts)), parts, strict=True)
-                begin += block.rows
+            where += "" if layer is None else f", layer {layer}"
+            parts = mapping.to_hf(self.tensors.read(mapping.megatron, layer), self.dims)
+            for name, part in zip(mapping.hf_names(layer), parts, strict=True):
+                yield name, converted(part, self.dtype, allow_nonfinite=allow_nonfinite, source=where)
 
 
 def open_checkpoint(

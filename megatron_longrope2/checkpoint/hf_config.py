@@ -120,7 +120,7 @@ class HFConfig:
         """The table's rows that this model uses."""
         return self.architecture.mappings(tied=self.tied, biased=self.biased)
 
-    def steps(self) -> Iterator[tuple[Mapping, int]]:
+    def steps(self) -> Iterator[tuple[Mapping, int | None]]:
         """Mappings with their layers, layer by layer, as Hugging Face files are ordered."""
         dims = self.dims()
         for _, group in groupby(self.mappings(), key=lambda mapping: mapping.in_layers):

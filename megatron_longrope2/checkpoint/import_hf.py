@@ -1,6 +1,5 @@
 """Hugging Face folder to Megatron checkpoint: streaming, exact, no model built."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +10,7 @@ from megatron_longrope2.checkpoint.conversion import TOKENIZER, Row, check_tenso
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.hf_folder import copy_side_files
-from megatron_longrope2.checkpoint.mapping import Block, Mapping
+from megatron_longrope2.checkpoint.mapping import Mapping
 from megatron_longrope2.checkpoint.megatron_files import Part, write_checkpoint
 from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.errors import InputError
@@ -56,10 +55,9 @@ def import_hf(settings: ImportSettings, *, dry_run: bool = False) -> list[Row]:
         tokenizer_folder=settings.save_dir / TOKENIZER,
     )
     parts = [
-        part
+        Part(row, layer, partial(make.tensor, mapping, layer))
         for row, mapping in zip(rows, config.mappings(), strict=True)
         for layer in mapping.layers(dims)
-        for part in make.parts(row, mapping, layer)
     ]
     with replacing(settings.save_dir) as partial_dir:
         partial_dir.mkdir()
@@ -113,18 +111,8 @@ class _Maker:
         shape = mapping.stacked_shape(self.dims)
         return Row(mapping.megatron, shape, self.dtype or specs[0].dtype, mapping.hf)
 
-    def parts(self, row: Row, mapping: Mapping, layer: int) -> Iterator[Part]:
-        """The parts of it that hold one layer."""
-        begin, columns = 0, mapping.megatron_shape(self.dims)[1:]
-        for block in mapping.blocks(self.dims):
-            names = [mapping.hf_names(layer)[source] for source in block.sources]
-            offset, size = (begin, *(0 for _ in columns)), (block.rows, *columns)
-            if mapping.in_layers:
-                offset, size = (layer, *offset), (1, *size)
-            yield Part(row, offset, size, partial(self._block, block, names, size))
-            begin += block.rows
-
-    def _block(self, block: Block, names: list[str], size: tuple[int, ...]) -> Tensor:
+    def tensor(self, mapping: Mapping, layer: int | None) -> Tensor:
+        """One layer of it."""
         parts = [
             converted(
                 self.tensors[name],
@@ -132,6 +120,6 @@ class _Maker:
                 allow_nonfinite=self.allow_nonfinite,
                 source=f"{self.tensors.file_of(name)}: {name}",
             )
-            for name in names
+            for name in mapping.hf_names(layer)
         ]
-        return block.make(parts).view(size)
+        return mapping.to_megatron(parts, self.dims)

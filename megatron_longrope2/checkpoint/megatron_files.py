@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.mapping import LAYERS, Shape, TensorSpec
+from megatron_longrope2.checkpoint.mapping import LAYERS, TensorSpec
 from megatron_longrope2.checkpoint.torch_archive import load_metadata, load_object, map_tensor, save_object
 from megatron_longrope2.errors import InputError, one_line
 from megatron_longrope2.rope import RopeFactors
@@ -50,30 +50,38 @@ _LAYER_MODULES = (
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a Megatron parameter, made when it is written.
+    """One layer of a stacked Megatron parameter, or the whole of another, made when it is written.
 
     Attributes:
         whole: the parameter, layers stacked.
-        offset, size: where the part stands in it.
-        make: the part itself.
+        layer: which layer; None where the parameter is not stacked.
+        make: the part itself, without the axis of the layers.
     """
 
     whole: TensorSpec
-    offset: Shape
-    size: Shape
+    layer: int | None
     make: Callable[[], Tensor]
 
     def item(self) -> planner.WriteItem:
         """What torch.distributed.checkpoint's table of contents is to say of it."""
-        offset, size, whole = (torch.Size(shape) for shape in (self.offset, self.size, self.whole.shape))
+        chunk = _chunk(self.whole, self.layer)
         data = planner.TensorWriteData(
-            metadata.ChunkStorageMetadata(offset, size),
-            metadata.TensorProperties(dtype=self.whole.dtype),
-            whole,
+            chunk, metadata.TensorProperties(dtype=self.whole.dtype), torch.Size(self.whole.shape)
         )
-        return planner.WriteItem(
-            metadata.MetadataIndex(self.whole.name, offset), planner.WriteItemType.SHARD, tensor_data=data
-        )
+        index = metadata.MetadataIndex(self.whole.name, chunk.offsets)
+        return planner.WriteItem(index, planner.WriteItemType.SHARD, tensor_data=data)
+
+    def stacked(self) -> Tensor:
+        """What is written."""
+        return self.make() if self.layer is None else self.make()[None]
+
+
+def _chunk(whole: TensorSpec, layer: int | None) -> metadata.ChunkStorageMetadata:
+    first, *others = whole.shape
+    offsets, rows = (0, first) if layer is None else (layer, 1)
+    return metadata.ChunkStorageMetadata(
+        torch.Size((offsets, *(0 for _ in others))), torch.Size((rows, *others))
+    )
 
 
 def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
@@ -96,7 +104,7 @@ def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
     items += [
         planner.WriteItem(metadata.MetadataIndex(name), planner.WriteItemType.BYTE_IO) for name in objects
     ]
-    makers = [*(part.make for part in parts), *(partial(objects.get, name) for name in objects)]
+    makers = [*(part.stacked for part in parts), *(partial(objects.get, name) for name in objects)]
     (plan,), contents = create_default_global_save_plan([planner.SavePlan(items)])
     results: list[WriteResult] = []
     with tqdm(zip(plan.items, makers, strict=True), "to Megatron", len(items), unit="tensor") as bar:
@@ -228,25 +236,20 @@ class MegatronTensors:
             with (self.folder / info.relative_path).open("rb") as file:
                 return load_object(_create_file_view(file, info.offset, info.length))[0]
 
-    def read(self, name: str, layer: int | None, row: int, rows: int) -> Tensor:
-        """Some rows of a tensor, or of one layer of a stacked one: the file's own pages, if in one piece.
+    def read(self, name: str, layer: int | None) -> Tensor:
+        """One layer of a stacked tensor, or the whole of another: the file's own pages, if in one piece.
 
         Raises:
             InputError: its file is missing or damaged.
         """
-        shape, dtype = self.specs[name].shape, self.specs[name].dtype
-        if layer is None:
-            offset, size = (row, *(0,) * (len(shape) - 1)), (rows, *shape[1:])
-        else:
-            offset, size = (layer, row, *(0,) * (len(shape) - 2)), (1, rows, *shape[2:])
-        wanted = metadata.ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+        wanted = _chunk(self.specs[name], layer)
         items = create_read_items_for_chunk_list(name, self._stored[name], [wanted])
-        if sum(torch.Size(item.lengths).numel() for item in items) != torch.Size(size).numel():
+        if sum(torch.Size(item.lengths).numel() for item in items) != wanted.sizes.numel():
             raise InputError(f"{self.folder}: {name}: some parts are missing; the save was interrupted")
         if len(items) == 1:
             tensor = self._read(items[0])
         else:
-            tensor = torch.empty(size, dtype=dtype)
+            tensor = torch.empty(wanted.sizes, dtype=self.specs[name].dtype)
             for item in items:
                 narrow_tensor_by_index(tensor, item.dest_offsets, item.lengths).copy_(self._read(item))
         return tensor if layer is None else tensor[0]

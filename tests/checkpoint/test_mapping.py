@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-from megatron_longrope2.checkpoint.mapping import QKV, Mapping, Rows, Vocabulary
+from megatron_longrope2.checkpoint.mapping import QKV, Mapping, Vocabulary
 from megatron_longrope2.model.dims import ModelDims
 
 sizes = st.builds(
@@ -27,11 +27,6 @@ sizes = st.builds(
 )
 
 
-def to_megatron(mapping: Mapping, parts: list[torch.Tensor], dims: ModelDims) -> torch.Tensor:
-    """The whole Megatron tensor, block by block as the writer asks for it."""
-    return torch.cat([block.make([parts[n] for n in block.sources]) for block in mapping.blocks(dims)])
-
-
 def random_parts(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     return [torch.randn(shape) for shape in shapes]
 
@@ -42,7 +37,7 @@ def test_both_ways_undo_each_other(dims: ModelDims) -> None:
     for table in ARCHITECTURES.values():
         for mapping in (*table.mappings(tied=False), *table.biases):
             parts = random_parts(mapping.hf_shapes(dims))
-            tensor = to_megatron(mapping, parts, dims)
+            tensor = mapping.to_megatron(parts, dims)
             assert tuple(tensor.shape) == mapping.megatron_shape(dims)
             back = mapping.to_hf(tensor, dims)
             assert len(back) == len(parts) == len(mapping.hf)
@@ -61,24 +56,24 @@ def test_qkv_interleaves_groups(dims: ModelDims) -> None:
         rows += [key[group * head + row] for row in range(head)]
         rows += [value[group * head + row] for row in range(head)]
     wanted = torch.stack(rows)
-    assert torch.equal(to_megatron(QKV("m", ("q", "k", "v")), [query, key, value], dims), wanted)
+    assert torch.equal(QKV("m", ("q", "k", "v")).to_megatron([query, key, value], dims), wanted)
     fused = torch.cat([query, key, value])
-    assert torch.equal(to_megatron(QKV("m", ("qkv",)), [fused], dims), wanted)
+    assert torch.equal(QKV("m", ("qkv",), rows=("qkv_size",)).to_megatron([fused], dims), wanted)
 
 
 @given(dims=sizes)
 @settings(deadline=None)
 def test_gate_stands_before_up(dims: ModelDims) -> None:
-    mapping = Rows("m", ("gate", "up"), rows=("ffn_hidden_size", "ffn_hidden_size"))
+    mapping = Mapping("m", ("gate", "up"), rows=("ffn_hidden_size", "ffn_hidden_size"))
     gate, up = random_parts(mapping.hf_shapes(dims))
-    assert torch.equal(to_megatron(mapping, [gate, up], dims), torch.cat([gate, up]))
+    assert torch.equal(mapping.to_megatron([gate, up], dims), torch.cat([gate, up]))
 
 
 @given(dims=sizes)
 @settings(deadline=None)
 def test_vocabulary_is_padded_with_zero_rows(dims: ModelDims) -> None:
     mapping = Vocabulary("m", ("hf",))
-    tensor = to_megatron(mapping, random_parts(mapping.hf_shapes(dims)), dims)
+    tensor = mapping.to_megatron(random_parts(mapping.hf_shapes(dims)), dims)
     assert not tensor[dims.vocab_size :].any()
     assert tensor.shape[0] == dims.padded_vocab_size
 
@@ -92,6 +87,6 @@ def test_a_table_names_nothing_twice(name: str) -> None:
 
 
 def test_layer_number_goes_into_the_name() -> None:
-    mapping = Rows("decoder.layers.x", ("model.layers.{layer}.x",))
+    mapping = Mapping("decoder.layers.x", ("model.layers.{layer}.x",))
     assert mapping.in_layers
     assert mapping.hf_names(11) == ["model.layers.11.x"]
