@@ -19,10 +19,9 @@ from cyclopts.types import PositiveFloat, PositiveInt
 from transformers import LlamaConfig
 
 from benchmarks.measuring import Measurement, Output
-from megatron_longrope2.checkpoint.export_hf import export_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import write_safetensors
-from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.mapping import TensorSpec
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 

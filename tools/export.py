@@ -9,8 +9,7 @@ def main(*, settings: ExportSettings, dry_run: bool = False) -> None:
     Args:
         dry_run: Check everything, print the mapping table and write nothing.
     """
-    from megatron_longrope2.checkpoint.conversion import mapping_table
-    from megatron_longrope2.checkpoint.export_hf import export_hf
+    from megatron_longrope2.checkpoint.conversion import export_hf, mapping_table
 
     rows = export_hf(settings, dry_run=dry_run)
     print(mapping_table(rows) if dry_run else f"{settings.save_dir}: a Hugging Face model folder")

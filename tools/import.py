@@ -9,8 +9,7 @@ def main(*, settings: ImportSettings, dry_run: bool = False) -> None:
     Args:
         dry_run: Check everything, print the mapping table and write nothing.
     """
-    from megatron_longrope2.checkpoint.conversion import mapping_table
-    from megatron_longrope2.checkpoint.import_hf import import_hf
+    from megatron_longrope2.checkpoint.conversion import import_hf, mapping_table
 
     rows = import_hf(settings, dry_run=dry_run)
     where = settings.save_dir

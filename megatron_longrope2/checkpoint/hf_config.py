@@ -14,8 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
-from megatron_longrope2.checkpoint.conversion import dtype_name
-from megatron_longrope2.checkpoint.mapping import Mapping, Shape
+from megatron_longrope2.checkpoint.mapping import Mapping, Shape, dtype_name
 from megatron_longrope2.errors import InputError, one_line
 from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
@@ -268,13 +267,8 @@ def check_args(config: HFConfig, args: Namespace, source: str) -> None:
     Raises:
         InputError: a size differs; the first one is named.
     """
-    expected, saved = (
-        asdict(dims) | {"layernorm_epsilon": epsilon}
-        for dims, epsilon in (
-            (config.dims(), config.full["rms_norm_eps"]),
-            (ModelDims.from_args(args), args.layernorm_epsilon),
-        )
-    )
+    expected = asdict(config.dims()) | {"layernorm_epsilon": config.full["rms_norm_eps"]}
+    saved = asdict(ModelDims.from_args(args)) | {"layernorm_epsilon": args.layernorm_epsilon}
     fields = FIELDS | {"kv_channels": "head_dim", "tied": "tie_word_embeddings"}
     for name, field in fields.items():
         # Megatron knows the padded vocabulary only; the shape of the embedding is compared instead.

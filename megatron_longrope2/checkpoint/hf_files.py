@@ -30,6 +30,7 @@ class HFTensors:
     Attributes:
         folder: the folder.
         specs: name to shape and dtype.
+        files: name to the file that holds it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -43,19 +44,14 @@ class HFTensors:
         """
         self.folder = Path(folder)
         self.specs: dict[str, TensorSpec] = {}
-        self._file: dict[str, Path] = {}
+        self.files: dict[str, Path] = {}
         for path in _weight_files(self.folder):
             for spec in _header(path):
                 self.specs[spec.name] = spec
-                self._file[spec.name] = path
-
-    def file_of(self, name: str) -> Path:
-        """The file that holds a tensor, for messages."""
-        return self._file[name]
+                self.files[spec.name] = path
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._file[name]
-        with _opened(path) as file:
+        with _opened(self.files[name]) as file:
             return file.get_tensor(name)
 
 

@@ -10,6 +10,9 @@ from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
 
+TOKENIZER = "tokenizer"
+"""Folder in a Megatron checkpoint that holds everything of the Hugging Face folder but the weights."""
+
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -21,7 +24,6 @@ _TOKENIZER_FILES = (
 )
 _SIDE_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_GENERATION_CONFIG = "generation_config.json"
 
 
 def copy_side_files(source: Path, target: Path) -> None:
@@ -36,7 +38,7 @@ def copy_side_files(source: Path, target: Path) -> None:
 def write_side_files(
     base: Path, target: Path, config: dict[str, Any], factors: RopeFactors | None, tensors: MegatronTensors
 ) -> None:
-    """Begin a Hugging Face folder: config, tokenizer, generation config, model card, factor file.
+    """Begin a Hugging Face folder: config, tokenizer, model card, factor file.
 
     Args:
         base: folder with the tokenizer that training used.
@@ -53,10 +55,6 @@ def write_side_files(
         # vLLM caps its context at this.
         if tokenizer.get("model_max_length", length) < length:
             write_json(target / _TOKENIZER_CONFIG, tokenizer | {"model_max_length": length})
-    if not (target / _GENERATION_CONFIG).exists():
-        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        known = {name: config[name] for name in tokens if config.get(name) is not None}
-        write_json(target / _GENERATION_CONFIG, {"_from_model_config": True} | known)
     if factors is not None:
         factors.save(target / "factors.json")
     (target / "README.md").write_text(_card(config, factors, tensors), encoding="utf-8")

@@ -32,6 +32,11 @@ class TensorSpec:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Mapping:
     """One Megatron name and the Hugging Face names that hold the same numbers, one tensor after the other.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from megatron_longrope2.rope import RopeFactors
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 _COMMON = "common_state/shard_0_1"
-_FILE_BYTES = 4_000_000_000
 
 # Modules whose (empty) extra state both layer specs look for when they load; Transformer Engine keeps its
 # scaling factors there when it trains in 8 bits.
@@ -87,7 +86,7 @@ def _chunk(whole: TensorSpec, layer: int | None) -> metadata.ChunkStorageMetadat
 def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
     """Write a release checkpoint that `megatron.training.checkpointing.load_checkpoint` reads in any layout.
 
-    Each part is let go as soon as it is written; torch's own writer keeps some until a file is complete.
+    Each part is let go as soon as it is written; torch's own writer keeps some until the file is complete.
 
     Args:
         folder: what `--load` will name; exists.
@@ -107,32 +106,19 @@ def write_checkpoint(folder: Path, parts: list[Part], args: Namespace) -> None:
     makers = [*(part.stacked for part in parts), *(partial(objects.get, name) for name in objects)]
     (plan,), contents = create_default_global_save_plan([planner.SavePlan(items)])
     results: list[WriteResult] = []
-    with tqdm(zip(plan.items, makers, strict=True), "to Megatron", len(items), unit="tensor") as bar:
-        made = iter(bar)
-        while len(results) < len(items):
-            name = f"__0_{len(results)}.distcp"
-            with (release / name).open("wb") as stream:
-                results += _write_items(made, stream, name)
+    file = "__0_0.distcp"
+    with (release / file).open("wb") as stream:
+        made = zip(plan.items, makers, strict=True)
+        for item, make in tqdm(made, "to Megatron", len(items), unit="tensor"):
+            begin = stream.tell()
+            save_object(make(), stream)
+            length = stream.tell() - begin
+            results.append(WriteResult(item.index, length, _StorageInfo(file, begin, length)))
     FileSystemWriter(release).finish(contents, [results])
     (release / "metadata.json").write_text(
         json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}) + "\n"
     )
     (folder / TRACKER).write_text(RELEASE)
-
-
-def _write_items(
-    made: Iterator[tuple[planner.WriteItem, Callable[[], Any]]], stream: IO[bytes], name: str
-) -> list[WriteResult]:
-    """Write items until the file is full or they end."""
-    results = []
-    for item, make in made:
-        begin = stream.tell()
-        save_object(make(), stream)
-        length = stream.tell() - begin
-        results.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
-        if stream.tell() >= _FILE_BYTES:
-            break
-    return results
 
 
 def _objects(args: Namespace) -> dict[str, list[Any]]:

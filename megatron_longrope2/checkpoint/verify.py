@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longrope2.checkpoint.export_hf import open_checkpoint
+from megatron_longrope2.checkpoint.conversion import open_checkpoint
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.mapping import TensorSpec

@@ -50,6 +50,8 @@ class HfRope(BaseModel, frozen=True):
         head_dim: dimensions of a head.
         rotary_dim: those of them that are rotated.
         max_length: `max_position_embeddings`, tokens.
+        factor: how many times longer the extended window is, where the config says so.
+        original_length: the pre-trained window, tokens.
     """
 
     source: str
@@ -66,16 +68,13 @@ class HfRope(BaseModel, frozen=True):
         validate_default=True,
     )
     max_length: Length = Field(alias="max_position_embeddings")
+    factor: Factor | None = None
+    original_length: Length = Field(default_factory=lambda known: known["max_length"])
 
     @property
     def facts(self) -> dict[str, Any]:
         """What factors must have in common with the model (`RopeFactors.check_model`)."""
         return {"rope_base": self.rope_base, "rotary_dim": self.rotary_dim}
-
-    @property
-    def original_length(self) -> int:
-        """The pre-trained window, tokens."""
-        return self.max_length
 
     @property
     def factors(self) -> RopeFactors | None:
@@ -92,37 +91,27 @@ class HfRope(BaseModel, frozen=True):
 
 
 class RescaledRope(HfRope, ABC, frozen=True):
-    """A RoPE of another type.
+    """A RoPE of another type."""
 
-    Attributes:
-        factor: how many times longer the extended window is.
-        original: the pre-trained window, tokens.
-    """
-
-    factor: Factor | None = None
-    original: Original = Field(alias="original_max_position_embeddings")
+    original_length: Original = Field(alias="original_max_position_embeddings")
 
     @property
     def scale(self) -> float:
         """`factor`, or the ratio of the two lengths."""
-        return self.factor or self.max_length / self.original
-
-    @property
-    def original_length(self) -> int:
-        return self.original
+        return self.factor or self.max_length / self.original_length
 
     @property
     def factors(self) -> RopeFactors:
         with naming(self.source):
             long, short, attention = self.windows()
             # Some model cards leave the original length in `max_position_embeddings`.
-            extended = self.max_length > self.original
+            extended = self.max_length > self.original_length
             return RopeFactors(
                 method=self.rope_type,
                 rope_base=self.rope_base,
                 rotary_dim=self.rotary_dim,
-                original_length=self.original,
-                target_length=self.max_length if extended else round(self.original * self.scale),
+                original_length=self.original_length,
+                target_length=self.max_length if extended else round(self.original_length * self.scale),
                 critical_dim=None,
                 long_factor=long,
                 short_factor=short,
@@ -139,7 +128,7 @@ class LinearRope(RescaledRope, frozen=True):
     """The extended length is `max_position_embeddings`; the original, where not stated, follows from it."""
 
     factor: Factor
-    original: Original = Field(
+    original_length: Original = Field(
         default_factory=lambda known: round(known["max_length"] / known["factor"]),
         alias="original_max_position_embeddings",
         validate_default=True,
@@ -161,7 +150,7 @@ class YarnRope(RescaledRope, frozen=True):
 
     def windows(self) -> Windows:
         ramp = self.model_dump(include={"beta_fast", "beta_slow", "truncate"})
-        vector = yarn_factors(self.rope_base, self.rotary_dim, self.original, self.scale, **ramp)
+        vector = yarn_factors(self.rope_base, self.rotary_dim, self.original_length, self.scale, **ramp)
         default = yarn_attention_factor(self.scale)
         if self.mscale and self.mscale_all_dim:
             default = (1 + (default - 1) * self.mscale) / (1 + (default - 1) * self.mscale_all_dim)
@@ -176,7 +165,8 @@ class Llama3Rope(RescaledRope, frozen=True):
 
     def windows(self) -> Windows:
         bounds = self.model_dump(include={"low_freq_factor", "high_freq_factor"})
-        return _both(llama3_factors(self.rope_base, self.rotary_dim, self.original, self.scale, **bounds))
+        model = self.rope_base, self.rotary_dim, self.original_length
+        return _both(llama3_factors(*model, self.scale, **bounds))
 
 
 class LongRope(RescaledRope, frozen=True):
@@ -189,7 +179,7 @@ class LongRope(RescaledRope, frozen=True):
     long_mscale: Positive | None = None
 
     def windows(self) -> Windows:
-        default = math.sqrt(1 + math.log(self.scale) / math.log(self.original))
+        default = math.sqrt(1 + math.log(self.scale) / math.log(self.original_length))
         both = self.attention_factor or default
         pair = AttentionFactor(self.short_mscale or both, self.long_mscale or both)
         return self.long_factor, self.short_factor, pair

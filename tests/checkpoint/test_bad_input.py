@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_longrope2 import files
-from megatron_longrope2.checkpoint.export_hf import export_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
-from megatron_longrope2.checkpoint.import_hf import import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.cli import main

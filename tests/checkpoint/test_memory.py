@@ -13,8 +13,8 @@ PROGRAM = """
 import json, resource, shutil, sys
 from pathlib import Path
 from benchmarks.convert import write_random_model
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf
+from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 peaks = []
 for gigabytes in (0.5, 1.0):

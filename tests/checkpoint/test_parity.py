@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from tests.checkpoint.test_round_trip import assert_same_weights, longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, TARGET, VARIANTS, rope_changes, save_model

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.rope import RopeFactors, make_factors

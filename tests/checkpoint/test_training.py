@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.data.pools import write_documents

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import ImportSettings
 from tests.checkpoint.test_parity import HERE

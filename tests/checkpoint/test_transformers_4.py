@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors

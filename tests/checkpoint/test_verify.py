@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_longrope2.checkpoint.export_hf import export_hf
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings, VerifySettings
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
 from megatron_longrope2.cli import main

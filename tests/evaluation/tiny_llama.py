@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, key_pool
 from megatron_longrope2.rope import RopeFactors, make_factors

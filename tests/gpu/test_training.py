@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.data.pools import write_documents
 from megatron_longrope2.rope import make_factors

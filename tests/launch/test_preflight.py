@@ -116,7 +116,7 @@ def test_gpus_and_packages(write: Write, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_cut_off_checkpoint(tmp_path: Path) -> None:
-    from megatron_longrope2.checkpoint.import_hf import import_hf
+    from megatron_longrope2.checkpoint.conversion import import_hf
     from megatron_longrope2.checkpoint.settings import ImportSettings
 
     import_hf(ImportSettings(BASE, tmp_path / "base"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longrope2.checkpoint.import_hf import import_hf
+from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.loading import load_model, unload_model

@@ -52,7 +52,7 @@ def write_model(folder: Path, books: Path) -> Path:
         initializer_range=0.3,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "hf")
-    from megatron_longrope2.checkpoint.import_hf import import_hf  # not needed to score
+    from megatron_longrope2.checkpoint.conversion import import_hf  # not needed to score
     from megatron_longrope2.checkpoint.settings import ImportSettings
 
     import_hf(ImportSettings(folder / "hf", folder / "megatron", original_length=ORIGINAL))

@@ -124,7 +124,7 @@ def checkpoint(place: Path) -> Path:
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from megatron_longrope2.checkpoint.import_hf import import_hf
+    from megatron_longrope2.checkpoint.conversion import import_hf
     from megatron_longrope2.checkpoint.settings import ImportSettings
 
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_key_value_heads": 4}
