@@ -54,10 +54,8 @@ def show(
     """
     if cosine is not None and plot is None:
         raise InputError("--cosine: needs --plot, the image to draw it in")
-    stems = [Path(place).stem for place in factors]
-    labels = stems if len(set(stems)) == len(stems) else factors
-    sets = {label: model.load(place) for label, place in zip(labels, factors, strict=True)}
-    first = sets[labels[0]]
+    sets = {place: model.load(place) for place in factors}
+    first = sets[factors[0]]
     print(comparison_table(sets) if len(sets) > 1 else f"{summary(first)}\n\n{factor_table(first)}")
     if plot is not None:
         from megatron_longrope2.rope.plots import plot_cosine, plot_factors

@@ -98,13 +98,12 @@ def _import_factors(config: HFConfig, settings: ImportSettings) -> RopeFactors |
 def _check_weights(config: HFConfig, tensors: HFTensors) -> None:
     """Every tensor of the table is there with its shape, and no other."""
     found = {name: spec.shape for name, spec in tensors.specs.items() if not name.endswith(_FREE_NAMES)}
-    if config.tied and found.pop("lm_head.weight", None) is not None:
-        same = torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
-        if not same:
-            raise InputError(
-                f"{tensors.files['lm_head.weight']}: lm_head.weight: differs from the embedding, but "
-                "config.json says tie_word_embeddings; set it to false"
-            )
+    head = found.pop("lm_head.weight", None) if config.tied else None
+    if head and not torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        raise InputError(
+            f"{tensors.files['lm_head.weight']}: lm_head.weight: differs from the embedding, but "
+            "config.json says tie_word_embeddings; set it to false"
+        )
     expected = {name: shape for name, shape, _ in config.tensors()}
     check_tensors(found, expected, tensors.folder, config.model_type)
 

@@ -16,12 +16,9 @@ from transformers import AutoConfig
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES, Architecture
 from megatron_longrope2.checkpoint.mapping import Mapping, Shape, dtype_name
 from megatron_longrope2.errors import InputError, one_line
-from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.rope import RopeFactors, load_factors
-from megatron_longrope2.rope.hf import HfRope, merge_into_hf, parse_rope
-
-CONFIG = "config.json"
+from megatron_longrope2.rope.hf import HfRope, merge_into_hf, parse_rope, read_config
 
 # Megatron argument: config.json field.
 FIELDS = {
@@ -70,9 +67,9 @@ class HFConfig:
         Raises:
             InputError: missing, not JSON, an unknown architecture, or something that cannot be converted.
         """
-        path = Path(folder) / CONFIG
-        raw = read_json(path)
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        path = Path(folder) / "config.json"
+        raw = read_config(folder)
+        kind = raw.get("model_type")
         if kind not in ARCHITECTURES:
             raise InputError(
                 f"{path}: model_type: {kind!r} is not supported; known are {', '.join(ARCHITECTURES)} "
@@ -141,7 +138,7 @@ class HFConfig:
             InputError: as `rope`.
         """
         return ModelDims(
-            **{name: int(self.full[field]) for name, field in FIELDS.items() if name in _DIMS},
+            **{name: int(self.full[field]) for name, field in FIELDS.items() if name != "layernorm_epsilon"},
             name=self.path.parent.name,
             kv_channels=self.rope.head_dim,
             original_length=self.rope.original_length,
@@ -217,9 +214,6 @@ class HFConfig:
             )
         if self.biased and not self.architecture.biases:
             raise InputError(f"{self.path}: attention_bias: {self.model_type} with it is not supported")
-
-
-_DIMS = set(FIELDS) & set(ModelDims.__dataclass_fields__)
 
 
 def megatron_args(

@@ -161,15 +161,11 @@ class MegatronTensors:
         self.folder = _checkpoint_folder(Path(load_dir))
         with _reading(self.folder / ".metadata"), (self.folder / ".metadata").open("rb") as file:
             self.metadata = load_metadata(file)
-            self._stored = {
-                name: value
+            self.specs = {
+                name: TensorSpec(name, tuple(value.size), value.properties.dtype)
                 for name, value in self.metadata.state_dict_metadata.items()
                 if name.startswith(("embedding.", "decoder.", "output_layer."))
                 and isinstance(value, metadata.TensorStorageMetadata)
-            }
-            self.specs = {
-                name: TensorSpec(name, tuple(value.size), value.properties.dtype)
-                for name, value in self._stored.items()
             }
 
     @cached_property
@@ -229,7 +225,7 @@ class MegatronTensors:
             InputError: its file is missing or damaged.
         """
         wanted = _chunk(self.specs[name], layer)
-        items = create_read_items_for_chunk_list(name, self._stored[name], [wanted])
+        items = create_read_items_for_chunk_list(name, self.metadata.state_dict_metadata[name], [wanted])
         if sum(torch.Size(item.lengths).numel() for item in items) != wanted.sizes.numel():
             raise InputError(f"{self.folder}: {name}: some parts are missing; the save was interrupted")
         if len(items) == 1:

@@ -13,7 +13,6 @@ from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.mapping import TensorSpec
 from megatron_longrope2.checkpoint.settings import VerifySettings
-from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.tables import text_table
 
@@ -34,12 +33,11 @@ class Structure:
     factors: RopeFactors | None
 
 
-def read_structure(folder: str | Path, base_dir: str | Path | None = None) -> Structure:
+def read_structure(folder: str | Path) -> Structure:
     """What a checkpoint holds, without reading weights.
 
     Args:
         folder: a Hugging Face model folder, or what Megatron's `--load` names.
-        base_dir: for a Megatron checkpoint, as in `export_hf`.
 
     Raises:
         InputError: it is neither, or damaged.
@@ -51,7 +49,7 @@ def read_structure(folder: str | Path, base_dir: str | Path | None = None) -> St
         if config.tied:
             specs.pop("lm_head.weight", None)
         return Structure("Hugging Face", config, specs, config.rope.factors)
-    source = open_checkpoint(folder, base_dir)
+    source = open_checkpoint(folder)
     return Structure("Megatron", source.config, {spec.name: spec for spec in source.specs()}, source.factors)
 
 
@@ -69,16 +67,16 @@ def differences(one: Structure, other: Structure) -> list[str]:
             found.append(f"{name}: {left[name]} in the first, {right[name]} in the second")
     if one.factors is not None and other.factors is not None:
         found += [f"RoPE: {text}" for text in one.factors.differences(other.factors)]
-    elif one.factors is not other.factors:
-        which = "first" if one.factors is None else "second"
-        found.append(f"RoPE: plain in the {which}, rescaled in the other")
     return found
 
 
 def _described(structure: Structure) -> dict[str, object]:
-    shapes = {name: f"shape {list(spec.shape)}" for name, spec in structure.specs.items()}
-    sizes = {name: structure.config.full.get(name) for name in ("rms_norm_eps", "num_attention_heads")}
-    return shapes | sizes | {"rope_theta": structure.config.rope.rope_base}
+    return {
+        **{name: f"shape {list(spec.shape)}" for name, spec in structure.specs.items()},
+        **{name: structure.config.full.get(name) for name in ("rms_norm_eps", "num_attention_heads")},
+        "rope_theta": structure.config.rope.rope_base,
+        "RoPE": "rescaled" if structure.factors else "plain",
+    }
 
 
 def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dict[str, float]]:
@@ -87,7 +85,7 @@ def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dic
     The last position of each sequence is compared, and others evenly spaced.
 
     Args:
-        one, other: checkpoints of either kind.
+        one, other: checkpoints of either kind, of models without `differences`.
         settings: which sequences.
 
     Returns:
@@ -96,18 +94,15 @@ def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dic
         find the same token most likely (`same_prediction`).
 
     Raises:
-        InputError: a checkpoint cannot be read, or the vocabularies differ.
+        InputError: a checkpoint cannot be read.
     """
     structure = read_structure(one)
     dims, factors = structure.config.dims(), structure.factors
-    vocab, other_vocab = dims.vocab_size, read_structure(other).config.dims().vocab_size
-    if vocab != other_vocab:
-        raise InputError(f"{other}: vocab_size: {other_vocab} is not the {vocab} of {one}")
     original = factors.original_length if factors else dims.original_length
     lengths = settings.lengths or ((original, 2 * original) if factors else (original,))
     generator = torch.Generator().manual_seed(settings.seed)
-    tokens = [torch.randint(vocab, (1, length), generator=generator) for length in lengths]
-    left, right = (_logits(folder, tokens, vocab, settings.positions) for folder in (one, other))
+    tokens = [torch.randint(dims.vocab_size, (1, length), generator=generator) for length in lengths]
+    left, right = (_logits(folder, tokens, dims.vocab_size, settings.positions) for folder in (one, other))
     return [_difference(length, *pair) for length, *pair in zip(lengths, left, right, strict=True)]
 
 

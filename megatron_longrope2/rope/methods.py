@@ -172,14 +172,12 @@ def make_factors(
         vector = yarn_factors(
             rope_base, rotary_dim, original_length, plain.scale, critical_dim=critical_dim, **ramp
         )
+    temperature = yarn_attention_factor(plain.scale) if attention_factor else 1.0
     return replace(
         plain,
         critical_dim=critical_dim,
         long_factor=tuple(vector.tolist()),
-        attention_factor=AttentionFactor(
-            long=yarn_attention_factor(plain.scale) if attention_factor else 1.0
-        ),
-        provenance={"options": ramp} if ramp else {},
+        attention_factor=AttentionFactor(long=temperature),
     )
 
 
