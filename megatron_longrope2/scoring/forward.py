@@ -1,8 +1,8 @@
-"""One sample's forward pass through a pipeline stage, with logits of the scored tokens only."""
+"""One sample's forward pass through a pipeline stage: last layer and logits of the scored tokens only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.context_parallel import local_token_indices
 from megatron_longrope2.scoring.scorer import LOGIT_ROWS
+
+# With more scored tokens the last layer is whole: the causal mask, rows x tokens, would cost more than it
+# saves.
+MAX_ROWS = 512
 
 OfLogits = Callable[[Tensor, Tensor], Tensor]
 """Scores [n, ...] of n tokens, from this tensor-parallel rank's logits float32 [n, vocabulary / tensor
@@ -94,48 +98,77 @@ def stage_output(
     Args:
         model: a model chunk; its rotary embedding holds the factors.
         vocab_size: real size; Megatron pads the vocabulary with rows that give logit 0.
-        restricted: whether this is called within `last_layer.only_rows`.
+        restricted: what `only_rows` yields, where this is called within it; otherwise False.
         of_logits: what a score is.
 
     Returns:
         On the last stage what `of_logits` gives, on the others hidden states for the next one.
         Differentiable.
     """
-    processor = partial(
-        _scores_of_rows,
-        rows=None if restricted else local.rows,
-        scored_labels=local.labels,
-        vocab_size=vocab_size,
-        of_logits=of_logits,
-    )
-    return model(local.tokens, local.positions, None, output_processor=processor)
+
+    def scores_of_rows(
+        *, hidden_states: Tensor, output_weight: Tensor | None, scale_logits: Any, **_: Any
+    ) -> Tensor:
+        """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, ...]."""
+        if model.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden_states)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden_states)
+        hidden = hidden[:, 0] if restricted else hidden[local.rows, 0]
+        weight = model.output_layer.weight if output_weight is None else output_weight
+        # This rank's rows of the vocabulary are padding from here on.
+        first = mpu.get_tensor_model_parallel_rank() * len(weight)
+        padding_start = min(max(vocab_size - first, 0), len(weight))
+        scores = []
+        for part, labels in zip(hidden.split(LOGIT_ROWS), local.labels.split(LOGIT_ROWS), strict=True):
+            logits = scale_logits(F.linear(part, weight)).float()
+            logits[:, padding_start:] = -torch.inf
+            scores.append(of_logits(logits, labels))
+        return torch.cat(scores)
+
+    return model(local.tokens, local.positions, None, output_processor=scores_of_rows)
 
 
-def _scores_of_rows(
-    *,
-    rows: Tensor | None,
-    scored_labels: Tensor,
-    vocab_size: int,
-    of_logits: OfLogits,
-    hidden_states: Tensor,
-    output_layer: torch.nn.Module,
-    output_weight: Tensor | None,
-    scale_logits: Any,
-    config: Any,
-    **_: Any,
-) -> Tensor:
-    """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, ...]."""
-    if config.sequence_parallel:
-        hidden = gather_from_sequence_parallel_region(hidden_states)
-    else:
-        hidden = copy_to_tensor_model_parallel_region(hidden_states)
-    hidden = hidden[:, 0] if rows is None else hidden[rows, 0]
-    weight = output_layer.weight if output_weight is None else output_weight
-    # This rank's rows of the vocabulary are padding from here on.
-    padding_start = min(max(vocab_size - mpu.get_tensor_model_parallel_rank() * len(weight), 0), len(weight))
-    scores = []
-    for part, labels in zip(hidden.split(LOGIT_ROWS), scored_labels.split(LOGIT_ROWS), strict=True):
-        logits = scale_logits(F.linear(part, weight)).float()
-        logits[:, padding_start:] = -torch.inf
-        scores.append(of_logits(logits, labels))
-    return torch.cat(scores)
+@contextmanager
+def only_rows(model: GPTModel, rows: Tensor) -> Iterator[bool]:
+    """Within, the decoder returns hidden states [rows, batch, hidden] of the positions `rows` alone.
+
+    Nothing reads the last layer's output for the other tokens: it needs keys and values of all tokens, but
+    queries, projection and MLP of the scored ones only. The result is that of the whole layer.
+
+    Yields whether it does: only where this stage's last layer feeds the output layer and has the whole
+    sequence in one piece.
+    """
+    config = model.config
+    whole_sequence = config.context_parallel_size == 1 and not config.sequence_parallel
+    feeds_output = model.post_process and len(model.decoder.layers) > 0
+    if not (whole_sequence and feeds_output and 0 < len(rows) <= MAX_ROWS):
+        yield False
+        return
+    layer = model.decoder.layers[-1]
+    core = layer.self_attention.core_attention
+    add = layer.self_attn_bda
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query[rows], key, value))
+        mask = torch.arange(key.shape[0], device=key.device) <= rows[:, None]
+        output = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            scale=config.softmax_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return output.permute(2, 0, 1, 3).flatten(-2)
+
+    def add_to_rows(*arguments: Any) -> Callable[..., Tensor]:
+        add_residual = add(*arguments)
+        return lambda output, residual, dropout: add_residual(output, residual[rows], dropout)
+
+    core.forward, layer.self_attn_bda = attend, add_to_rows
+    try:
+        yield True
+    finally:
+        del core.forward
+        layer.self_attn_bda = add

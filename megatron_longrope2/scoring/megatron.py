@@ -1,9 +1,8 @@
 """The scorer of a Megatron model, in any parallel layout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, groupby
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,8 +15,7 @@ from tqdm import tqdm
 from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.scoring.forward import LocalSample, local_sample, nll_of_logits, stage_output
-from megatron_longrope2.scoring.last_layer import only_rows
+from megatron_longrope2.scoring.forward import local_sample, nll_of_logits, only_rows, stage_output
 from megatron_longrope2.scoring.scorer import TokenScores
 
 
@@ -30,7 +28,7 @@ class MegatronScorer:
     Args:
         model: from `load_model`; `model.set_factors` between two calls changes its own factors.
         restrict_last_layer: let the last layer work for the scored tokens only, where that is exact (see
-            `last_layer`); False for comparison.
+            `only_rows`); False for comparison.
     """
 
     def __init__(self, model: LoadedModel, restrict_last_layer: bool = True) -> None:
@@ -52,52 +50,49 @@ class MegatronScorer:
         starts = [0, *accumulate(sizes)]
         # Every rank adds what it knows; a token is known to one rank of each group of replicas.
         totals = torch.zeros(starts[-1], 2, device=torch.device(torch.cuda.current_device()))
-        groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
-        # A pipeline's messages have one shape: lengths come one after the other.
-        mine = sorted(range(group, len(samples), groups), key=lambda index: len(samples[index].tokens))
         reports = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
+        groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
+        local = {number: local_sample(samples[number]) for number in range(group, len(samples), groups)}
         hidden = not description or dist.get_rank() > 0
-        with tqdm(total=len(mine), desc=description, unit="sample", disable=hidden) as bar:
-            for length, same in groupby(mine, key=lambda index: len(samples[index].tokens)):
-                numbers = list(same)
-                local = [local_sample(samples[index]) for index in numbers]
-                own = None if factors is None else [factors[index] for index in numbers]
-                outputs = self._run(local, own, length, bar)
-                if reports:
-                    for index, part, scores in zip(numbers, local, outputs, strict=True):
-                        totals[starts[index] + part.numbers] = scores
-        dist.all_reduce(totals)
-        nll, correct = totals.cpu().unbind(1)
-        return [TokenScores(n, c > 0.5) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]
+        bar = tqdm(total=len(local), desc=description, unit="sample", disable=hidden)
 
-    def _run(
-        self, samples: list[LocalSample], factors: list[RopeFactors] | None, length: int, bar: tqdm
-    ) -> list[Tensor]:
-        """On the last stage, scores [n, 2] of the scored tokens that this rank holds; elsewhere nothing."""
-        remaining = iter(range(len(samples)))
-
-        def forward_step(_: Any, chunk: GPTModel) -> tuple[Tensor, Any]:
-            number = next(remaining)
+        def forward_step(numbers: Iterator[int], chunk: GPTModel) -> tuple[Tensor, Callable[..., None]]:
+            number = next(numbers)
             bar.update()
             if factors is not None and chunk.rotary_pos_emb.factors is not factors[number]:
                 chunk.rotary_pos_emb.set_factors(factors[number])
-            local = samples[number]
-            with only_rows(chunk, local.rows) if self.restrict else nullcontext(False) as restricted:
+            part = local[number]
+            with only_rows(chunk, part.rows) if self.restrict else nullcontext(False) as restricted:
                 output = stage_output(
-                    chunk, local, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
+                    chunk, part, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
                 )
-            return output, lambda scores, non_loss_data: scores  # noqa: ARG005 - upstream's signature
 
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=None,
-            model=self.model.chunks,
-            num_microbatches=len(samples),
-            seq_length=length,
-            micro_batch_size=1,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+            def note(scores: Tensor, non_loss_data: bool) -> None:  # noqa: ARG001 - upstream's signature
+                if reports:
+                    totals[starts[number] + part.numbers] = scores
+
+            return output, note
+
+        def length_of(number: int) -> int:
+            return len(samples[number].tokens)
+
+        with bar:
+            # A pipeline's messages have one shape: lengths come one after the other.
+            for length, same in groupby(sorted(local, key=length_of), key=length_of):
+                numbers = list(same)
+                get_forward_backward_func()(
+                    forward_step_func=forward_step,
+                    data_iterator=iter(numbers),
+                    model=self.model.chunks,
+                    num_microbatches=len(numbers),
+                    seq_length=length,
+                    micro_batch_size=1,
+                    forward_only=True,
+                    collect_non_loss_data=True,
+                )
+        dist.all_reduce(totals)
+        nll, correct = totals.cpu().unbind(1)
+        return [TokenScores(n, c > 0.5) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]
 
 
 def _nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from torch import Tensor
 from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel
-from megatron_longrope2.scoring.forward import local_sample, stage_output
-from megatron_longrope2.scoring.last_layer import only_rows
+from megatron_longrope2.scoring.forward import local_sample, only_rows, stage_output
 
 LARGEST_LOSS = 8.0
 """Nats: a token whose loss is above has no gradient, so that a hopeless one does not outweigh the rest."""
