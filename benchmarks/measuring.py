@@ -17,8 +17,8 @@ from megatron_longrope2.files import write_json, write_text
 from megatron_longrope2.provenance import provenance
 from megatron_longrope2.tables import markdown_table
 
+# Processes that wanted a core, in the minute before this one started.
 LOAD = os.getloadavg()[0]
-"""Processes that wanted a core, in the minute before this one started."""
 
 
 @Parameter(name="*")

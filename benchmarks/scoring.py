@@ -16,7 +16,7 @@ from benchmarks.models import our_model, start, tokens_of
 from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.loading import LoadedModel
-from megatron_longrope2.planning.model import load_dims
+from megatron_longrope2.planning.settings import load_dims
 from megatron_longrope2.rope import make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
 

@@ -27,8 +27,8 @@ from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import peak_memory
-from megatron_longrope2.planning.model import load_dims
 from megatron_longrope2.planning.plan import VOCABULARY_UNIT
+from megatron_longrope2.planning.settings import load_dims
 from megatron_longrope2.planning.speed import attention_operations, linear_operations
 
 MEMORY_SHARE = 0.9  # of the GPU's memory, that a plan may fill

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
 from megatron_longrope2 import __doc__, __version__
 from megatron_longrope2.errors import InputError, run_main
 
+# The verbs as `--help` groups them, in the order in which the pipeline runs.
 VERBS = {
     "Prepare": {
         "import": "Convert a Hugging Face model folder to a Megatron checkpoint.",
@@ -35,7 +36,6 @@ VERBS = {
         "status": "Show where a chain of Slurm jobs is.",
     },
 }
-"""The verbs as `--help` groups them, in the order in which the pipeline runs."""
 
 
 def command_line(name: str, **options: Any) -> App:

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,45 +99,25 @@ class _Device(nullcontext[None]):
         super().__init__()
 
 
-class _Stream:
-    """A stream or an event that is always finished."""
-
-    cuda_stream = 0
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.device = CPU
-
-    def __getattr__(self, name: str) -> Any:
-        if name in {"wait_stream", "wait_event", "synchronize", "record", "wait"}:
-            return _nothing()
-        if name == "record_event":
-            return _Stream
-        if name == "query":
-            return lambda: True
-        if name == "elapsed_time":
-            return lambda _end: 0.0
-        raise AttributeError(name)
-
-
 def _returning(value: Any) -> Callable[..., Any]:
     """A new function on every call: torch's compiler refuses one function under two names."""
     return lambda *_, **__: value
 
 
-def _nothing() -> Callable[..., None]:
-    return _returning(None)
+class _Stream:
+    """A stream or an event that is always finished."""
 
+    cuda_stream = 0
+    device = CPU
+    wait_stream = wait_event = synchronize = record = wait = _returning(None)
+    query = _returning(True)
+    elapsed_time = _returning(0.0)
 
-def _no_context() -> Callable[..., AbstractContextManager[None]]:
-    return lambda *_, **__: nullcontext()
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take the options of both, which mean nothing here."""
 
-
-def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
-    return torch.default_generator.get_state()
-
-
-def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
-    torch.default_generator.set_state(state)
+    def record_event(self, *_: Any) -> "_Stream":
+        return self
 
 
 def _stand_in_for_torch_cuda() -> None:
@@ -150,32 +130,25 @@ def _stand_in_for_torch_cuda() -> None:
         setattr(cuda, name, _returning(stream))
     cuda.Stream = cuda.Event = _Stream
     cuda.device = _Device
-    for name in ("stream", "use_mem_pool"):
-        setattr(cuda, name, _no_context())
-    for name in (
-        "set_device",
-        "set_stream",
-        "synchronize",
-        "empty_cache",
-        "_lazy_init",
-        "reset_peak_memory_stats",
-        "check_error",
-    ):
-        setattr(cuda, name, _nothing())
+    cuda.stream = _returning(nullcontext())
+    for name in ("_lazy_init", "set_device", "set_stream", "synchronize"):
+        setattr(cuda, name, _returning(None))
     cuda._lazy_call = lambda call, **_: call()
     cuda.is_current_stream_capturing = lambda: False
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        setattr(cuda, name, _returning(None))
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(cuda, name, _returning(0))
     cuda.memory_stats = lambda *_: {}
     cuda.get_device_capability = _returning((0, 0))
     cuda.get_device_properties = _returning(SimpleNamespace(name="cpu", major=0, minor=0))
-    cuda.get_rng_state = cuda.random.get_rng_state = _get_rng_state
-    cuda.set_rng_state = cuda.random.set_rng_state = _set_rng_state
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
     cuda.default_generators = defaultdict(lambda: torch.default_generator)
     for name in ("range_push", "range_pop"):
-        setattr(cuda.nvtx, name, _nothing())
-    cuda.nvtx.range = _no_context()
+        setattr(cuda.nvtx, name, _returning(None))
+    cuda.nvtx.range = _returning(nullcontext())
 
 
 def _stand_in_for_constructors() -> None:
@@ -204,7 +177,6 @@ def _stand_in_for_tensors() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *_, **__: self
     tensor.pin_memory = lambda self, *_: self
-    torch.nn.Module.cuda = lambda self, *_: self
     original_to, original_type = tensor.to, tensor.type
 
     @functools.wraps(original_to)
@@ -230,18 +202,19 @@ def _stand_in_for_tensors() -> None:
 
 def _stand_in_for_distributed() -> None:
     dist: Any = torch.distributed
-    barrier, init_process_group = dist.barrier, dist.init_process_group
+    dist.barrier = _without(dist.barrier, "device_ids")
+    dist.init_process_group = _without(dist.init_process_group, "device_id")
 
-    @functools.wraps(barrier)
-    def barrier_without_device(*args: Any, device_ids: Any = None, **kwargs: Any) -> Any:  # noqa: ARG001
-        return barrier(*args, **kwargs)
 
-    @functools.wraps(init_process_group)
-    def init_without_device(*args: Any, device_id: Any = None, **kwargs: Any) -> Any:  # noqa: ARG001
-        return init_process_group(*args, **kwargs)
+def _without(function: Callable[..., Any], option: str) -> Callable[..., Any]:
+    """The function, which is not told this option."""
 
-    dist.barrier = barrier_without_device
-    dist.init_process_group = init_without_device
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        options.pop(option, None)
+        return function(*args, **options)
+
+    return called
 
 
 def _skip_compilation_of_shipped_helpers() -> None:
@@ -252,7 +225,7 @@ def _skip_compilation_of_shipped_helpers() -> None:
         import megatron.core.datasets.helpers_cpp  # noqa: F401
     except ImportError:
         return
-    utils.compile_helpers = _nothing()
+    utils.compile_helpers = _returning(None)
 
 
 def _let_megatron_start_without_cuda() -> None:
@@ -264,6 +237,6 @@ def _let_megatron_start_without_cuda() -> None:
     # changed.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
-    training.set_jit_fusion_options = _nothing()
+    training.set_jit_fusion_options = _returning(None)
     # Upstream asserts that the pipeline messages of generation are CUDA tensors.
-    inference_communication._is_cuda = _nothing()
+    inference_communication._is_cuda = _returning(None)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
+# Seconds that the other processes of a machine leave its first one to say what is wrong.
 OTHERS_WAIT = 30.0
-"""Seconds that the other processes of a machine leave its first one to say what is wrong."""
 
 
 class InputError(Exception):

@@ -33,16 +33,7 @@ class LongRoPE2ModelConfig(GPTModelConfig):
             self.transformer_layer_spec = longrope2_layer_spec
         factors = self.rope_factors
         rotary_dim = int(self.transformer.kv_channels * self.rotary_percent)
-        if factors.rotary_dim != rotary_dim:
-            raise InputError(
-                f"--rope-factors: rotary_dim: {factors.rotary_dim} is not the model's {rotary_dim}; "
-                "use a factor file made for this model"
-            )
-        if factors.rope_base != self.rotary_base:
-            raise InputError(
-                f"--rope-factors: rope_base: {factors.rope_base:g} is not the model's {self.rotary_base:g}; "
-                "use a factor file made for this model"
-            )
+        factors.check_model("--rope-factors", rope_base=self.rotary_base, rotary_dim=rotary_dim)
         if self.transformer.apply_rope_fusion and factors.attention_factor != AttentionFactor():
             raise InputError(
                 "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other "

@@ -1,8 +1,7 @@
 """Rescaling factors as parameters, and the optimizer that learns them. No Megatron.
 
 The search learns them with frozen weights, training beside the weights. They are rotary_dim / 2 numbers:
-    everything
-here is float64 and on the CPU, and the same on every rank.
+everything here is float64 and on the CPU, and the same on every rank.
 """
 
 import math
@@ -19,17 +18,17 @@ from megatron_longrope2.rope.frequencies import angles
 
 METHOD = "longrope2-learned"
 
+# Learning rate of the attention factor's logarithm, as a share of the factors' learning rate.
 ATTENTION_RATE = 0.2
-"""Learning rate of the attention factor's logarithm, as a share of the factors' learning rate."""
 
+# Where the cosine schedule ends, as a share of the learning rate.
 LEAST_RATE = 0.05
-"""Where the cosine schedule ends, as a share of the learning rate."""
 
+# Gradients are clipped to this norm.
 LARGEST_NORM = 1.0
-"""Gradients are clipped to this norm."""
 
+# So many failed steps in a row end the run.
 PATIENCE = 5
-"""So many failed steps in a row end the run."""
 
 
 class LearnedFactors(torch.nn.Module):
@@ -139,8 +138,7 @@ class FactorOptimizer:
         self.name, self.start, self.steps, self.learning_rate = name, start, steps, learning_rate
         self.learned = LearnedFactors(start, learn_attention_factor=learn_attention_factor)
         self.step = 0
-        self.slower = 1.0
-        """Share of the learning rate that is left after failed steps."""
+        self.slower = 1.0  # share of the learning rate that is left after failed steps
         self.failed_in_row = 0
         rates = {self.learned.u: 1.0, self.learned.log_attention: ATTENTION_RATE}
         groups = [{"params": [one], "share": share} for one, share in rates.items() if one.requires_grad]

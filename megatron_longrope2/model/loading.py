@@ -5,8 +5,7 @@ import logging
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -73,7 +72,10 @@ def load_model(
     Raises:
         InputError: no checkpoint there, or factors that do not fit it.
     """
-    with _quiet():
+    # Megatron prints its five hundred arguments and its progress; errors still pass.
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         args = start_megatron(
             load=str(load_dir),
             **asdict(layout),
@@ -126,12 +128,3 @@ def unload_model() -> None:
         destroy_num_microbatches_calculator()
         destroy_rerun_state_machine()
         destroy_global_vars()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the five hundred arguments and the progress that Megatron prints; errors still pass."""
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    with redirect_stdout(StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

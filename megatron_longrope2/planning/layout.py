@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from megatron_longrope2.model.dims import ModelDims
@@ -55,21 +56,18 @@ def layouts(model: ModelDims, settings: PlanSettings) -> Iterator[Layout]:
     Tensor parallelism divides the query groups and stays inside a node; pipeline stages are equal; both
     windows are multiples of 2 x CP (the long one also x TP); the global batch is a multiple of DP.
     """
-    for tensor in _divisors(model.num_query_groups):
-        for context in _divisors(settings.gpus):
-            for pipeline in _divisors(model.num_layers):
-                data, rest = divmod(settings.gpus, tensor * context * pipeline)
-                chunk = 2 * context if context > 1 else 1
-                if (
-                    rest
-                    or tensor > settings.gpus_per_node
-                    or settings.global_batch_size % data
-                    or settings.length % (chunk * tensor)
-                    or model.original_length % chunk
-                ):
-                    continue
-                for recompute in RECOMPUTE_ARGUMENTS:
-                    yield Layout(tensor, context, pipeline, data, recompute)
+    sizes = product(_divisors(model.num_query_groups), _divisors(settings.gpus), _divisors(model.num_layers))
+    for tensor, context, pipeline in sizes:
+        data, rest = divmod(settings.gpus, tensor * context * pipeline)
+        chunk = 2 * context if context > 1 else 1
+        if (
+            rest == 0
+            and tensor <= settings.gpus_per_node
+            and settings.global_batch_size % data == 0
+            and settings.length % (chunk * tensor) == 0
+            and model.original_length % chunk == 0
+        ):
+            yield from (Layout(tensor, context, pipeline, data, kind) for kind in RECOMPUTE_ARGUMENTS)
 
 
 def _divisors(number: int) -> list[int]:

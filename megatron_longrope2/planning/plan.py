@@ -4,11 +4,10 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import RECOMPUTE_ARGUMENTS, Layout, layouts
 from megatron_longrope2.planning.memory import GIB, Memory, peak_memory
 from megatron_longrope2.planning.settings import PlanSettings
-from megatron_longrope2.planning.speed import GPUS, Step, attention_operations, linear_operations, step_time
+from megatron_longrope2.planning.speed import Step, step_time
 from megatron_longrope2.tables import text_table
 
 # Megatron pads the vocabulary to a multiple of this times the tensor parallel size.
@@ -31,18 +30,12 @@ UNCALIBRATED = (
 
 @dataclass(frozen=True)
 class Row:
-    """A layout that fits.
-
-    Attributes:
-        hours: of the whole run, by the uncalibrated time model.
-        utilisation: share of the GPUs' peak that the model's own operations reach (MFU).
-    """
+    """A layout that fits, with the hours of the whole run by the uncalibrated time model."""
 
     layout: Layout
     memory: Memory
     step: Step
     hours: float
-    utilisation: float
 
 
 def plan(settings: PlanSettings) -> list[Row]:
@@ -52,13 +45,15 @@ def plan(settings: PlanSettings) -> list[Row]:
         InputError: none fits; the smallest one is named.
     """
     dims, rows, smallest = settings.dims(), [], None
+    steps = settings.tokens / (settings.length * settings.global_batch_size)
     for layout in layouts(dims, settings):
         model = dims.padded(VOCABULARY_UNIT * layout.tensor)
         micro_batches = settings.global_batch_size // layout.data
         memory = peak_memory(model, layout, settings.length, micro_batches)
         smallest = min(smallest or memory.total, memory.total)
         if memory.total <= USABLE * settings.memory * GIB:
-            rows.append(_row(settings, model, layout, memory))
+            step = step_time(model, layout, settings)
+            rows.append(Row(layout, memory, step, hours=steps * step.total / 3600))
     if smallest is None:
         raise InputError(
             f"--gpus: no layout of {settings.gpus} suits {dims.name} with {settings.length} tokens and a "
@@ -114,20 +109,17 @@ def reasons(rows: list[Row], settings: PlanSettings) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned lines."""
-    header = "TP CP PP DP recompute GiB states activations logits s/step MFU hours".split()
-    lines = []
-    for row in rows:
-        memory = row.memory
-        sizes = (memory.total, memory.weights_and_optimizer, memory.activations, memory.logits)
-        lines.append(
-            [
-                *astuple(row.layout),
-                *(f"{size / GIB:.1f}" for size in sizes),
-                f"{row.step.total:.1f}",
-                f"{row.utilisation:.0%}",
-                f"{row.hours:.1f}",
-            ]
-        )
+    header = "TP CP PP DP recompute GiB states activations logits s/step hours".split()
+    lines = [
+        [
+            *astuple(row.layout),
+            f"{row.memory.total / GIB:.1f}",
+            *(f"{size / GIB:.1f}" for size in astuple(row.memory)),
+            f"{row.step.total:.1f}",
+            f"{row.hours:.1f}",
+        ]
+        for row in rows
+    ]
     return text_table(header, lines, left=0)
 
 
@@ -142,26 +134,8 @@ def to_dict(rows: list[Row], settings: PlanSettings) -> dict[str, Any]:
                 "arguments": row.layout.arguments(),
                 "memory_bytes": {**asdict(row.memory), "total": row.memory.total},
                 "step_seconds": {**asdict(row.step), "total": row.step.total},
-                "utilisation": row.utilisation,
                 "hours": row.hours,
             }
             for row in rows
         ],
     }
-
-
-def _row(settings: PlanSettings, model: ModelDims, layout: Layout, memory: Memory) -> Row:
-    step = step_time(model, layout, settings)
-    batch_tokens = settings.length * settings.global_batch_size
-    short = min(model.original_length, settings.length)
-    mean_span = settings.long_share * settings.length + (1 - settings.long_share) * short
-    operations = linear_operations(model, batch_tokens) + attention_operations(
-        model, batch_tokens * mean_span
-    )
-    return Row(
-        layout=layout,
-        memory=memory,
-        step=step,
-        hours=settings.tokens / batch_tokens * step.total / 3600,
-        utilisation=operations / step.total / settings.gpus / GPUS[settings.gpu].peak,
-    )

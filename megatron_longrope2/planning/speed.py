@@ -6,6 +6,8 @@ plus what recomputation repeats. Times are sums of what cannot overlap.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from graphlib import TopologicalSorter
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from megatron_longrope2.planning.settings import GpuName, PlanSettings
 
 # Number of simulated global batches: windows fall at random on data-parallel ranks and pipeline stages.
 DRAWS = 10
+
+# A pass of the pipeline: its stage, whether it is the forward one, its micro-batch.
+Pass = tuple[int, bool, int]
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,13 @@ def step_time(model: ModelDims, layout: Layout, settings: PlanSettings) -> Step:
     costs = np.full(batch, sum(short.values()))
     costs[: round(batch * share)] = sum(long.values())
     busiest, longest = schedule(costs, layout.data, layout.pipeline)
+    # Gradients are scattered in float32, parameters gathered in bf16; taken as not overlapped.
+    ranks = layout.data * layout.context
+    parameters = model.parameters / (layout.tensor * layout.pipeline)
+    traffic = (FLOAT32 + BF16) * parameters * (ranks - 1) / ranks
     return Step(
         **mean,
-        data=_data_traffic(model, layout, GPUS[settings.gpu]),
+        data=traffic / GPUS[settings.gpu].network_bandwidth,
         imbalance=max(0.0, busiest - sum(mean.values())),
         bubble=longest - busiest,
     )
@@ -119,34 +128,30 @@ def _one_forward_one_backward(costs: list[float], stages: int) -> float:
     """Time of Megatron's schedule without interleaving; a backward pass takes twice its forward pass."""
     if stages == 1:
         return sum(costs)
-    count = len(costs)
-    orders = []
+    done: dict[Pass, float] = {}
+    for step, awaited in _passes(len(costs), stages):
+        _, forward, i = step
+        ready = max((done[one] for one in awaited), default=0.0)
+        done[step] = ready + costs[i] * (1 if forward else 2) / 3
+    return max(done.values())
+
+
+@cache
+def _passes(count: int, stages: int) -> list[tuple[Pass, list[Pass]]]:
+    """All passes of `count` micro-batches with those that each waits for, which come before it."""
+    awaited: dict[Pass, list[Pass]] = {}
     for stage in range(stages):
         ahead = min(stages - 1 - stage, count)
-        steady = [step for i in range(count - ahead) for step in ((True, ahead + i), (False, i))]
-        orders.append(
-            [
-                *((True, i) for i in range(ahead)),
-                *steady,
-                *((False, i) for i in range(count - ahead, count)),
-            ]
-        )
-    done: dict[tuple[int, bool, int], float] = {}
-    free, places = [0.0] * stages, [0] * stages
-    while any(place < 2 * count for place in places):
-        for stage, order in enumerate(orders):
-            while places[stage] < 2 * count:
-                forward, i = order[places[stage]]
-                before = stage - 1 if forward else stage + 1
-                ready = 0.0
-                if 0 <= before < stages:
-                    if (before, forward, i) not in done:
-                        break
-                    ready = done[before, forward, i]
-                free[stage] = max(free[stage], ready) + costs[i] * (1 if forward else 2) / 3
-                done[stage, forward, i] = free[stage]
-                places[stage] += 1
-    return max(free)
+        order = [(True, i) for i in range(ahead)]
+        for i in range(count):
+            if ahead + i < count:
+                order.append((True, ahead + i))
+            order.append((False, i))
+        for place, (forward, i) in enumerate(order):
+            neighbour = stage - 1 if forward else stage + 1
+            received = [(neighbour, forward, i)] if 0 <= neighbour < stages else []
+            awaited[stage, forward, i] = received + [(stage, *one) for one in order[:place][-1:]]
+    return [(step, awaited[step]) for step in TopologicalSorter(awaited).static_order()]
 
 
 def _micro_batch(model: ModelDims, layout: Layout, settings: PlanSettings, span: int) -> dict[str, float]:
@@ -160,7 +165,6 @@ def _micro_batch(model: ModelDims, layout: Layout, settings: PlanSettings, span:
     linear += 2 * length * model.num_layers * again
     # Flash attention computes the scores again in its backward pass: 7 products where 6 count.
     attention *= 7 / 6 + (1 / 3 if layout.recompute == "full" else 0)
-    linear_time = linear / share / (gpu.peak * gpu.linear)
     attention_time = attention / share / (gpu.peak * gpu.attention)
     tokens = length / layout.context
     layers = model.num_layers / layout.pipeline
@@ -176,15 +180,8 @@ def _micro_batch(model: ModelDims, layout: Layout, settings: PlanSettings, span:
     rounds = (layout.context - 1) * (3 + (1 if layout.recompute == "full" else 0))
     ring = layers * rounds * 2 * BF16 * tokens * model.key_value_size / layout.tensor / bandwidth
     return {
-        "linear": linear_time,
+        "linear": linear / share / (gpu.peak * gpu.linear),
         "attention": attention_time,
         "tensor": tensor_time,
         "context": max(0.0, ring - attention_time),
     }
-
-
-def _data_traffic(model: ModelDims, layout: Layout, gpu: Gpu) -> float:
-    """Gradients are scattered in float32, parameters gathered in bf16; taken as not overlapped."""
-    ranks = layout.data * layout.context
-    parameters = model.parameters / (layout.tensor * layout.pipeline)
-    return (FLOAT32 + BF16) * parameters * (ranks - 1) / ranks / gpu.network_bandwidth

@@ -32,6 +32,12 @@ def positions(batch: Batch) -> Tensor:
     return batch.places() - batch.packed.cu_seqlens_q[batch.documents()]
 
 
+def sum_and_count(batch: Batch, masked: Tensor, chosen: Tensor) -> Tensor:
+    """Sum of the losses of the chosen tokens, and how many of these have a loss: float32 [2]."""
+    assert batch.loss_mask is not None
+    return torch.stack([(masked * chosen).sum(), (batch.loss_mask.view(-1) * chosen).sum()])
+
+
 class TrainingReport:
     """Loss and tokens of each window, and tokens a second.
 
@@ -51,15 +57,13 @@ class TrainingReport:
             self._clock = time.perf_counter()
 
     def __call__(self, batch: Batch, masked: Tensor) -> dict[str, Tensor]:
-        """See `loss.Report`."""
-        assert batch.loss_mask is not None
+        """See `loop.batch_loss`."""
         assert self._clock is not None
-        mask = batch.loss_mask.view(-1)
         ranks = mpu.get_data_parallel_world_size(with_context_parallel=True)
         report = {}
         for window in self._windows:
             chosen = in_window(batch, window, self._original_length)
-            loss = torch.stack([(masked * chosen).sum(), (mask * chosen).sum()])
+            loss = sum_and_count(batch, masked, chosen)
             report[f"{window} window loss"] = loss + self._latest[window]
             self._latest[window] = torch.where(loss[1] > 0, TRACE * loss / loss[1], self._latest[window])
             # A sum, not a mean: the counts of all micro-batches and ranks add up to 1.
@@ -86,22 +90,16 @@ class ValidationReport:
         self._edges = position_edges(args.original_length, args.seq_length)
 
     def __call__(self, batch: Batch, masked: Tensor) -> dict[str, Tensor]:
-        """See `loss.Report`."""
-        assert batch.loss_mask is not None
-        mask = batch.loss_mask.view(-1)
+        """See `loop.batch_loss`."""
         report = {}
-
-        def add(name: str, chosen: Tensor) -> None:
-            report[name] = torch.stack([(masked * chosen).sum(), (mask * chosen).sum()])
-
         for window in self._windows:
             chosen = in_window(batch, window, self._original_length)
-            add(f"{window} window loss", chosen)
+            report[f"{window} window loss"] = sum_and_count(batch, masked, chosen)
             if window == "long":
                 places = positions(batch)
                 for start, end in pairwise(self._edges):
                     bucket = chosen & (places >= start) & (places < end)
-                    add(f"long window loss at {start}-{end}", bucket)
+                    report[f"long window loss at {start}-{end}"] = sum_and_count(batch, masked, bucket)
         return report
 
 

@@ -1,14 +1,12 @@
 """Whether checkpoints can be saved, asked before training rather than at the first save."""
 
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.files import check_space
 from megatron_longrope2.model.dims import ModelDims
-
-GB = 10**9
 
 
 def check_save_folder(args: Namespace) -> None:
@@ -26,12 +24,7 @@ def check_save_folder(args: Namespace) -> None:
             probe.write(b"probe")
     except OSError as error:
         raise InputError(f"{folder}: --save: cannot be written: {error.strerror or error}") from error
-    needed, free = checkpoint_bytes(args), shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: --save: a checkpoint takes about {needed / GB:.1f} GB, the disk has {free / GB:.1f} "
-            "GB free; make room or save elsewhere"
-        )
+    check_space(folder, checkpoint_bytes(args))
 
 
 def checkpoint_bytes(args: Namespace) -> int:

@@ -14,7 +14,7 @@ from benchmarks.measuring import label, save
 from benchmarks.throughput import Settings, fits, fitting_layers, measure, model_operations
 from megatron_longrope2.files import read_json
 from megatron_longrope2.model.dims import ModelDims
-from megatron_longrope2.planning.model import PRESETS
+from megatron_longrope2.planning.settings import PRESETS
 
 LLAMA = PRESETS["llama3-8b"]
 H100, H200 = 80e9, 141e9

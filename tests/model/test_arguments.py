@@ -68,7 +68,10 @@ def test_half_rotary_models(parse: Parse, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rotary_dim": 32}, "rotary_dim: 32 is not the model's 16; use a factor file made for this model"),
+        (
+            {"rotary_dim": 32},
+            "--rope-factors: rotary_dim: the factors are for 32, the model has 16",
+        ),
         ({"rope_base": 500000.0}, "rope_base"),
     ],
 )

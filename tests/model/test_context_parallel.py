@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longrope2.model.context_parallel import local_token_indices
+from megatron_longrope2.model.pack import local_token_indices
 
 
 @st.composite

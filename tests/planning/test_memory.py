@@ -16,7 +16,7 @@ from megatron_longrope2.planning.memory import (
     weights_and_optimizer,
     working_activations,
 )
-from megatron_longrope2.planning.model import PRESETS
+from megatron_longrope2.planning.settings import PRESETS
 from tests.planning.upstream import upstream_args
 
 LLAMA, PHI = PRESETS["llama3-8b"], PRESETS["phi3-mini"]

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from megatron_longrope2.checkpoint import megatron_files
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.planning.model import PRESETS, load_dims
+from megatron_longrope2.planning.settings import PRESETS, load_dims
 
 
 @pytest.mark.parametrize(

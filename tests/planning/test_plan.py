@@ -10,9 +10,8 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.planning import plan as planning
 from megatron_longrope2.planning.layout import Layout, layouts
 from megatron_longrope2.planning.memory import GIB
-from megatron_longrope2.planning.model import PRESETS
 from megatron_longrope2.planning.plan import NEARLY, USABLE, reasons, table, to_dict
-from megatron_longrope2.planning.settings import PlanSettings
+from megatron_longrope2.planning.settings import PRESETS, PlanSettings
 
 LLAMA = PRESETS["llama3-8b"]
 RUN = PlanSettings(model="llama3-8b")

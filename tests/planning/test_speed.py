@@ -5,8 +5,7 @@ import pytest
 from megatron.training.training import num_floating_point_operations
 
 from megatron_longrope2.planning.layout import Layout
-from megatron_longrope2.planning.model import PRESETS
-from megatron_longrope2.planning.settings import PlanSettings
+from megatron_longrope2.planning.settings import PRESETS, PlanSettings
 from megatron_longrope2.planning.speed import attention_operations, linear_operations, schedule, step_time
 from tests.planning.upstream import upstream_args
 

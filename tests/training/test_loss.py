@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_longrope2.training import loss as loss_module
+from megatron_longrope2.training import loop
 from megatron_longrope2.training.batch import Batch
-from megatron_longrope2.training.loss import batch_loss
+from megatron_longrope2.training.loop import batch_loss
 from tests.training.test_batch import batch
 
 
@@ -47,7 +47,7 @@ def test_nan_and_infinity_are_shown_to_megatrons_checks(bad: float, monkeypatch:
             if rejection_func(result):
                 rejected.append(message)
 
-    monkeypatch.setattr(loss_module, "get_rerun_state_machine", Checks)
+    monkeypatch.setattr(loop, "get_rerun_state_machine", Checks)
     batch_loss(batch([2]), no_report, True, torch.tensor([[1.0, bad]]))
     assert len(rejected) == 1
     assert ("NaN" in rejected[0]) == (bad != bad)
