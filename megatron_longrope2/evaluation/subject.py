@@ -154,7 +154,7 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
     model = load_model(settings.folder, layout, rope_factors=settings.rope_factors)
     tokenizer: Any = model.tokenizer()
     if model.factors.method == "none":
-        # Its stated target is arbitrary: `beyond_window` warns, and generation goes on.
+        # Its stated target is arbitrary: `beyond_window` warns, and generation continues.
         model.set_factors(replace(model.factors, target_length=UNLIMITED))
 
     def greedy(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:

@@ -58,7 +58,7 @@ def test_it_finds_needles_at_256_tokens_and_none_at_2048() -> None:
         return exact / count
 
     assert accuracy(256, 40) >= 0.97
-    # Not a virtue, but what the demo mends: plain RoPE must fail at the target length.
+    # Not a virtue, but what the demo fixes: plain RoPE must fail at the target length.
     assert accuracy(2048, 10) <= 0.2
 
 
