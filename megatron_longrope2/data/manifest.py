@@ -48,21 +48,21 @@ class Manifest(BaseModel):
         settings: what preprocessing was told.
         tokenizer: the tokenizer's file.
         tokenizer_sha256: hash of that file.
+        buckets: by name.
         documents: number of documents read.
         documents_cut: how many of them are in the short bucket in pieces.
         documents_too_long: how many of them are left out, because no bucket takes their length.
         tokens_too_long: tokens of those that are left out.
-        buckets: by name.
     """
 
     settings: PreprocessSettings
     tokenizer: Path
     tokenizer_sha256: str
-    documents: int
-    documents_cut: int
-    documents_too_long: int
-    tokens_too_long: int
     buckets: dict[str, BucketSize]
+    documents: int = 0
+    documents_cut: int = 0
+    documents_too_long: int = 0
+    tokens_too_long: int = 0
 
 
 def load_manifest(folder: Path) -> Manifest | None:

@@ -72,11 +72,8 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
             settings=settings,
             tokenizer=encoder.file,
             tokenizer_sha256=encoder.sha256,
-            documents=counts["documents"],
-            documents_cut=counts["cut"],
-            documents_too_long=counts["too_long"],
-            tokens_too_long=counts["too_long_tokens"],
             buckets=buckets,
+            **counts,
         )
         write_json(partial / "manifest.json", manifest.model_dump(mode="json"))
     shutil.rmtree(folder)
@@ -86,8 +83,7 @@ def preprocess(settings: PreprocessSettings) -> Manifest:
 def build_shard(shard: Shard, settings: PreprocessSettings, folder: Path) -> None:
     """Tokenize a shard into `folder`, which appears when it is complete.
 
-    `counts.json` counts its documents, those that were cut and those that are too long for every bucket, with
-    their tokens.
+    `counts.json` holds the counts of its part in a `Manifest`.
 
     Raises:
         InputError: unreadable text, or a disk that cannot be written.
@@ -107,9 +103,9 @@ def build_shard(shard: Shard, settings: PreprocessSettings, folder: Path) -> Non
             if bucket:
                 pools[bucket].add_document(tokens, [tokens.size])
             else:
-                counts.update(too_long=1, too_long_tokens=tokens.size)
+                counts.update(documents_too_long=1, tokens_too_long=tokens.size)
             if settings.cut_long_documents and tokens.size > settings.original_length:
-                counts["cut"] += 1
+                counts["documents_cut"] += 1
                 for piece in cut(tokens, settings.original_length, keep_first=settings.add_bos):
                     pools[settings.buckets[0]].add_document(piece, [piece.size])
         for bucket, pool in pools.items():

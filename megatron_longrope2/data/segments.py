@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from megatron.core.datasets.utils import Split
 
 from megatron_longrope2.data.manifest import Pool
 from megatron_longrope2.data.packing import pack_cut, pack_whole, round_up
@@ -205,18 +204,14 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         config: pools, lengths, layout and seed.
         num_samples: length of the dataset: segments of the whole run.
         pad_id: token id written on padding (its loss is masked); any id of the vocabulary.
-        split: decides which samplers and batch sizes Megatron picks.
 
     Raises:
         InputError: a pool is missing or corrupt, was made for another `original_length`, or has too few
             segments.
     """
 
-    def __init__(
-        self, config: SegmentConfig, num_samples: int, *, pad_id: int, split: Split = Split.train
-    ) -> None:
+    def __init__(self, config: SegmentConfig, num_samples: int, *, pad_id: int) -> None:
         self.config = config
-        self.split = split
         self._num_samples = num_samples
         self._pad_id = pad_id
         used = [(i, pool) for i, pool in enumerate(config.pools) if pool.weight]

@@ -25,9 +25,9 @@ from megatron_longrope2.scoring.scorer import LOGIT_ROWS
 # saves.
 MAX_ROWS = 512
 
+# Scores [n, ...] of n tokens, from this tensor-parallel rank's logits float32 [n, vocabulary / tensor
+# parallel size], where padding has -inf, and the tokens int64 [n]; it may overwrite the logits.
 OfLogits = Callable[[Tensor, Tensor], Tensor]
-"""Scores [n, ...] of n tokens, from this tensor-parallel rank's logits float32 [n, vocabulary / tensor
-parallel size], where padding has -inf, and the tokens int64 [n]; it may overwrite the logits."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.rope import RopeFactors
 
+# Positions whose logits exist at once: [LOGIT_ROWS, vocabulary].
 LOGIT_ROWS = 1024
-"""Positions whose logits exist at once: [LOGIT_ROWS, vocabulary]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,38 +4,17 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from megatron.core.datasets.utils import Split
 from megatron.training import get_tokenizer
 from megatron.training.utils import print_rank_0
+from torch.utils.data import ConcatDataset
 
 from megatron_longrope2.data.manifest import Pool
 from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.training.arguments import training_pools, validation_pools
 
-Provider = Callable[..., tuple[SegmentDataset | None, "SamePasses | None", None]]
-
-
-class SamePasses(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The validation set: every pass reads the same segments, so that the losses can be compared.
-
-    Args:
-        segments: those of one pass.
-        samples: length of the dataset: segments of the whole run.
-    """
-
-    split = Split.valid
-
-    def __init__(self, segments: SegmentDataset, samples: int) -> None:
-        self._segments = segments
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self._segments[index % len(self._segments)]
+Provider = Callable[..., tuple[SegmentDataset | None, ConcatDataset[Any] | None, None]]
 
 
 def segment_provider(args: Namespace) -> Provider:
@@ -63,15 +42,19 @@ def segment_provider(args: Namespace) -> Provider:
         if args.eval_iters:
             config = _config(args, validation_pools(args), repeat=True)
             one_pass = args.eval_iters * args.eval_global_batch_size
-            validation = SegmentDataset(config, one_pass, pad_id=0, split=Split.valid)
+            validation = SegmentDataset(config, one_pass, pad_id=0)
 
     def provide(samples: list[int], vp_stage: int | None = None) -> Any:
         if training is None:
             return None, None, None
         if vp_stage in (None, 0):
             print_rank_0(training.table())
-        # One pass more than the run needs: a run that is complete may still ask for the last one again.
-        passes = SamePasses(validation, samples[1] + len(validation)) if validation else None
+        passes = None
+        if validation:
+            # Every pass reads the same segments, so that losses can be compared. There is one pass more than
+            # the run needs: a run that is complete may still ask for the last one again.
+            passes = ConcatDataset([validation] * (samples[1] // len(validation) + 1))
+            passes.split = Split.valid  # so that Megatron makes evaluation's batches of it
         done = args.consumed_train_samples >= needed
         return None if done else training, passes, None
 

@@ -24,10 +24,6 @@ def write_manifest(folder: Path, tokenizer: Path, sha256: str) -> None:
         settings=settings,
         tokenizer=tokenizer,
         tokenizer_sha256=sha256,
-        documents=0,
-        documents_cut=0,
-        documents_too_long=0,
-        tokens_too_long=0,
         buckets={},
     )
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
