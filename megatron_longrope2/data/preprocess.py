@@ -207,10 +207,10 @@ def _join(
     pools = [str(folder / bucket.name) for folder in shards]
     pools = [pool for pool in pools if os.path.getsize(get_bin_path(pool))]
     if not pools and not settings.allow_empty_buckets:
-        least, most = bucket.longer_than + 1, bucket.at_most or "any number of"
+        end = f"to {bucket.at_most}" if bucket.at_most else "or more"
         raise InputError(
-            f"{settings.input}: no document of {least} to {most} tokens; add some, cut long ones "
-            "(--cut-long-documents), or use --allow-empty-buckets"
+            f"{settings.input}: no document of {bucket.longer_than + 1} {end} tokens; add some, cut long "
+            "ones (--cut-long-documents), or use --allow-empty-buckets"
         )
     if not pools:
         return BucketSize(documents=0, tokens=0)
