@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 from benchmarks.measuring import save
-from megatron_longrope2.cli import command_line, run
+from megatron_longrope2.cli import command_line, run_main
 
 BENCHMARKS = ("convert", "learned", "preprocess", "scoring", "search", "throughput", "train")
 
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     for name in BENCHMARKS:
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         app.command(f"benchmarks.{name}:measure", name=name, help=ast.get_docstring(ast.parse(source)))
-    run(app)
+    run_main(app)

@@ -65,7 +65,7 @@ def measure(*, settings: Settings) -> Measurement:
         with TemporaryDirectory() as folder:
             search = prepare(settings.of(kind, Path(folder)), model)
             before = time.process_time()
-            outcome = search.run()
+            outcome = search.session.run(search.strategy)
             seconds[kind] = time.process_time() - before
         methods[kind] = outcome.factors
         methods |= {f"{kind}, {name}": factors for name, factors in outcome.compared.items()}

@@ -4,14 +4,19 @@ Each verb is a function in `tools/`, imported when it is called. Its options are
 fields of its settings: dataclasses that stand beside what they configure, whose docstrings are the help.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
 
 from megatron_longrope2 import __doc__, __version__
-from megatron_longrope2.errors import InputError, run_main
+from megatron_longrope2.errors import InputError
+
+# Seconds that the other processes of a machine leave its first one to say what is wrong.
+OTHERS_WAIT = 30.0
 
 # The verbs as `--help` groups them, in the order in which the pipeline runs.
 VERBS = {
@@ -52,6 +57,8 @@ def command_line(name: str, **options: Any) -> App:
         ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
+        print_error=False,
+        exit_on_error=False,
         **options,
     )
 
@@ -88,18 +95,30 @@ def _last_occurrence(kind: Any, tokens: Sequence[Token]) -> Any:
 
 
 def main() -> None:
-    """Run `sys.argv`; bad input ends it with one line on stderr and exit status 2."""
-    run(longrope2())
+    """Run `longrope2` on `sys.argv`."""
+    run_main(longrope2())
 
 
-def run(app: App) -> None:
-    """Run `sys.argv` on a command line; bad input ends it with one line on stderr and exit status 2."""
+def run_main(main: App | Callable[[], object]) -> None:
+    """Call a command line; what is wrong with the input becomes one line on stderr and exit status 2.
 
-    def parse_and_call() -> None:
-        try:
-            app(sys.argv[1:], exit_on_error=False, print_error=False)
-        except CycloptsError as error:
-            command = " ".join([app.name[0], *(error.command_chain or ())])
-            raise InputError(f"{str(error).strip()} See `{command} --help`.") from error
+    Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and
+    the launcher ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so.
 
-    run_main(parse_and_call)
+    A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except (InputError, CycloptsError) as error:
+        message = str(error).strip()
+        if isinstance(error, CycloptsError) and isinstance(main, App):
+            message += f" See `{' '.join([main.name[0], *(error.command_chain or ())])} --help`."
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit; let it have somewhere to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,16 +1,10 @@
-"""The one exception that a user's mistake raises, and what a command line does with it."""
+"""The one exception that a user's mistake raises, and what other libraries' errors say in it."""
 
-import os
 import reprlib
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
-
-# Seconds that the other processes of a machine leave its first one to say what is wrong.
-OTHERS_WAIT = 30.0
 
 
 class InputError(Exception):
@@ -47,25 +41,3 @@ def refusals(error: ValidationError) -> list[str]:
 def one_line(error: BaseException) -> str:
     """What another library's exception says."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; turn an `InputError` into one line on stderr and exit status 2.
-
-    Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and
-    the launcher ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so.
-
-    A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
-    """
-    try:
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(OTHERS_WAIT)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except BrokenPipeError:
-        # The interpreter flushes once more at exit; let it have somewhere to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from megatron_longrope2.errors import OTHERS_WAIT, InputError, run_main
+from megatron_longrope2.cli import OTHERS_WAIT, run_main
+from megatron_longrope2.errors import InputError
 
 
 def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +46,7 @@ def test_other_errors_keep_their_traceback() -> None:
 
 def test_output_into_a_closed_pipe_ends_quietly() -> None:
     script = (
-        "from megatron_longrope2.errors import run_main\n"
+        "from megatron_longrope2.cli import run_main\n"
         "run_main(lambda: [print(i, flush=True) for i in range(100000)])"
     )
     shell = f'"{sys.executable}" -c "{script}" | head -1'

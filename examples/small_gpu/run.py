@@ -17,7 +17,7 @@ import torch
 from cyclopts import App
 
 from examples.tiny_cpu.stages import ROOT, Stage, longrope2, run_stages, save_settings
-from megatron_longrope2.errors import run_main
+from megatron_longrope2.cli import run_main
 from megatron_longrope2.files import write_json
 from megatron_longrope2.provenance import device_name, versions
 

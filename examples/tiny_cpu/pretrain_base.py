@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from megatron_longrope2.cli import run_main
 from megatron_longrope2.data.documents import Document, read_books
 from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler, key_pool
-from megatron_longrope2.errors import run_main
 from megatron_longrope2.files import replacing
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ from cyclopts import App
 
 from examples.tiny_cpu.report import write_report
 from examples.tiny_cpu.stages import ROOT, Stage, longrope2, run_stages, save_settings
-from megatron_longrope2.errors import run_main
+from megatron_longrope2.cli import run_main
 
 HERE = Path(__file__).parent
 ORIGINAL = 256

@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-from megatron_longrope2.errors import run_main
+from megatron_longrope2.cli import run_main
 
 app = App(
     name="python -m megatron_longrope2.launch", help=__doc__, result_action="print_non_none_return_zero"

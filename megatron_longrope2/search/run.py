@@ -21,7 +21,7 @@ from megatron_longrope2.search.gradient import GradientSearch
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, comparison_methods, score_samples
 from megatron_longrope2.search.needle_loss import NeedleLoss
 from megatron_longrope2.search.report import write_results
-from megatron_longrope2.search.session import Outcome, Session, on_main
+from megatron_longrope2.search.session import Session, on_main
 from megatron_longrope2.search.settings import SearchSettings
 from megatron_longrope2.search.space import SearchSpace
 
@@ -45,10 +45,6 @@ class Search:
     given: Sequence[RopeFactors]
     held_out: Sequence[Sample]
 
-    def run(self) -> Outcome:
-        """Run the strategy, from its saved state if there is one."""
-        return self.session.run(self.strategy)
-
 
 def run_search(settings: SearchSettings) -> dict[str, Any]:
     """Search, compare on held-out needles and write the results; the content of search.json.
@@ -58,7 +54,7 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
     """
     search = prepare(settings)
     try:
-        outcome = search.run()
+        outcome = search.session.run(search.strategy)
         methods = comparison_methods(search.space, outcome.factors, search.given) | outcome.compared
         held_out = None
         if search.held_out:
