@@ -13,12 +13,12 @@ from cyclopts.types import PositiveInt
 
 from benchmarks.measuring import Measurement, Output, in_turns, label
 from benchmarks.models import our_model, start, tokens_of
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.arguments import factors_of
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.planning.settings import load_dims
 from megatron_longrope2.rope import make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
+from megatron_longrope2.scoring.samples import Sample
 
 ANSWER = 7  # scored tokens of a sample, the last ones: digits of a needle's number
 

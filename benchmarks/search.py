@@ -25,9 +25,9 @@ from megatron_longrope2 import device
 device.install()
 
 from benchmarks.measuring import Measurement
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.scoring.hugging_face import HFScorer
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.run import load, prepare, run_search

@@ -149,7 +149,7 @@ class Rows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     def _needle(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.drawn += 1
         sample = self.needles.sample(self.drawn, length, self.rng.random())
-        return sample.tokens, sample.mask
+        return sample.tokens, sample.answer_mask
 
     def _text(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         start = self.rng.randrange(len(self.text) - length)
@@ -211,7 +211,7 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books:
     exact = 0
     answer_loss = 0.0
     for sample in samples:
-        tokens, mask = sample.tokens.to(model.device), sample.mask[1:].to(model.device)
+        tokens, mask = sample.tokens.to(model.device), sample.answer_mask[1:].to(model.device)
         logits = model(tokens[None]).logits[0, :-1]
         target = tokens[1:][mask]
         exact += bool((logits[mask].argmax(-1) == target).all())

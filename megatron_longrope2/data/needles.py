@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.data.settings import Keys
 from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
@@ -55,15 +54,20 @@ def key_pool(keys: Keys) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class NeedleSample(Sample):
-    """A sample of which the tokens of the answer are scored.
+class NeedleSample:
+    """One sample of T tokens.
 
     Attributes:
+        tokens: int64 [T].
+        answer_mask: bool [T]; True where the token itself belongs to an answer, so that it is predicted from
+            the token before it.
         key: what the hidden number belongs to.
         value: the hidden number, which is asked for.
         book: name of the book of the body.
     """
 
+    tokens: torch.Tensor
+    answer_mask: torch.Tensor
     key: str
     value: str
     book: str

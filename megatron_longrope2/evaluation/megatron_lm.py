@@ -19,11 +19,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from megatron.core import mpu
 from transformers import PreTrainedTokenizerFast
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import Choose, generate, greedy, sampling
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.scoring.megatron import MegatronScorer
+from megatron_longrope2.scoring.samples import Sample
 
 # Tokens of an answer where a task does not say, as in the harness's own models.
 NEW_TOKENS = 256

@@ -10,6 +10,7 @@ from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.settings import NeedleSettings, TextSettings
 from megatron_longrope2.evaluation.subject import LoadedSubject
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import Estimate, proportion_interval
 
@@ -150,7 +151,7 @@ def measure_needles(
     ]
     if not places:
         raise InputError("needles: no length, depth or repetition; give at least one of each")
-    samples = [sampler.sample(index, length, depth) for length, depth, index in places]
+    samples = [Sample.from_needle(sampler.sample(index, length, depth)) for length, depth, index in places]
     scores = scorer(samples, description="needles")
     return NeedleGrid(
         tuple(

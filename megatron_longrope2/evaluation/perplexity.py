@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_longrope2.data.samples import Sample, document_samples
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.settings import PerplexitySettings, TextSettings
 from megatron_longrope2.evaluation.subject import LoadedSubject
+from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
 
@@ -102,7 +102,7 @@ def text_perplexity(scorer: Scorer, texts: Sequence[Sample]) -> Perplexity:
     applies.
 
     Args:
-        texts: for example `data.samples.document_samples(tokenizer, books, count, length, seed)`.
+        texts: for example `scoring.samples.document_samples(tokenizer, books, count, length, seed)`.
     """
     return Perplexity.of_tokens([score.nll for score in scorer(texts, description="perplexity")])
 

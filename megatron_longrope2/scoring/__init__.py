@@ -1,1 +1,1 @@
-"""Scores of tokens: one scorer each for Megatron checkpoints and for Hugging Face models."""
+"""Scores of tokens: the samples, and one scorer each for Megatron checkpoints and for Hugging Face models."""

@@ -16,9 +16,9 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.pack import local_token_indices
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import LOGIT_ROWS
 
 # With more scored tokens the last layer is whole: the causal mask, rows x tokens, would cost more than it

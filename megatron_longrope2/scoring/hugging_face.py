@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.hf import set_factors
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import LOGIT_ROWS, TokenScores
 
 

@@ -12,10 +12,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.scoring.forward import local_sample, nll_of_logits, only_rows, stage_output
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 
 
@@ -52,16 +52,16 @@ class MegatronScorer:
         totals = torch.zeros(starts[-1], 2, device=torch.device(torch.cuda.current_device()))
         reports = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
         groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
-        local = {number: local_sample(samples[number]) for number in range(group, len(samples), groups)}
+        mine = range(group, len(samples), groups)
         hidden = not description or dist.get_rank() > 0
-        bar = tqdm(total=len(local), desc=description, unit="sample", disable=hidden)
+        bar = tqdm(total=len(mine), desc=description, unit="sample", disable=hidden)
 
         def forward_step(numbers: Iterator[int], chunk: GPTModel) -> tuple[Tensor, Callable[..., None]]:
             number = next(numbers)
             bar.update()
             if factors is not None and chunk.rotary_pos_emb.factors is not factors[number]:
                 chunk.rotary_pos_emb.set_factors(factors[number])
-            part = local[number]
+            part = local_sample(samples[number])
             with only_rows(chunk, part.rows) if self.restrict else nullcontext(False) as restricted:
                 output = stage_output(
                     chunk, part, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
@@ -78,7 +78,7 @@ class MegatronScorer:
 
         with bar:
             # A pipeline's messages have one shape: lengths come one after the other.
-            for length, same in groupby(sorted(local, key=length_of), key=length_of):
+            for length, same in groupby(sorted(mine, key=length_of), key=length_of):
                 numbers = list(same)
                 get_forward_backward_func()(
                     forward_step_func=forward_step,

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.samples import Sample
 
 # Positions whose logits exist at once: [LOGIT_ROWS, vocabulary].
 LOGIT_ROWS = 1024

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.learned_factors import FactorOptimizer, LearnedFactors, as_learned
 from megatron_longrope2.rope import RopeFactors, yarn_attention_factor
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.search.candidate import Candidate, perplexity
 from megatron_longrope2.search.session import Outcome, Session
 from megatron_longrope2.search.settings import GradientSettings
@@ -198,7 +198,7 @@ class GradientSearch:
         samples = []
         for number in range(step * size, (step + 1) * size):
             depth = random.Random(f"depth/{self.sampler.seed}/{number}").random() if number % 2 else 0.0
-            samples.append(self.sampler.sample(TRAINING_INDEX + number, length, depth))
+            samples.append(Sample.from_needle(self.sampler.sample(TRAINING_INDEX + number, length, depth)))
         return samples
 
     def _check(self) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, yarn_attention_factor
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.search.candidate import perplexity
 from megatron_longrope2.search.space import SearchSpace

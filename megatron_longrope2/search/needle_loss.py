@@ -11,10 +11,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.scoring.forward import local_sample, only_rows, stage_output
+from megatron_longrope2.scoring.samples import Sample
 
 LARGEST_LOSS = 8.0
 """Nats: a token whose loss is above has no gradient, so that a hopeless one does not outweigh the rest."""

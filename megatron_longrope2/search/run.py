@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
-from megatron_longrope2.data.samples import Sample, document_samples
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
 from megatron_longrope2.scoring.megatron import MegatronScorer
+from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.search.evolution import Evolution
 from megatron_longrope2.search.gradient import GradientSearch
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, comparison_methods, score_samples
@@ -100,7 +100,8 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
     if settings.objective.objective == "document":
         samples = document_samples(tokenizer, books, settings.samples, settings.target_length, settings.seed)
     else:
-        samples = [*sampler.samples(settings.samples, settings.target_length, settings.needle_depths)]
+        drawn = sampler.samples(settings.samples, settings.target_length, settings.needle_depths)
+        samples = [Sample.from_needle(one) for one in drawn]
     given = [load_factors(place, **facts) for place in settings.init_factors]
     fingerprint = _fingerprint(settings, samples, given, model)
     session = Session(settings, MegatronScorer(model), samples, fingerprint)
@@ -119,7 +120,8 @@ def _held_out(settings: SearchSettings, sampler: NeedleSampler) -> list[Sample]:
     books = read_books(objective.held_out_books or settings.books)
     seed = settings.seed + HELD_OUT_SEED
     held_out = NeedleSampler(sampler.tokenizer, books, seed=seed, keys="held_out")
-    return [*held_out.samples(objective.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)]
+    drawn = held_out.samples(objective.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)
+    return [Sample.from_needle(one) for one in drawn]
 
 
 def _fingerprint(

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.search.candidate import Candidate, perplexity
 from megatron_longrope2.search.race import Pair, Race

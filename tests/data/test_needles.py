@@ -114,11 +114,11 @@ def test_exactly_t_tokens_that_end_with_the_whole_answer(
     name: str, index: int, length: int, depth: float
 ) -> None:
     sample = SAMPLERS[name].sample(index, length, depth)
-    assert sample.tokens.shape == sample.mask.shape == (length,)
-    assert (sample.tokens.dtype, sample.mask.dtype) == (torch.int64, torch.bool)
-    answers, value = int(sample.mask.sum()), sample.value
+    assert sample.tokens.shape == sample.answer_mask.shape == (length,)
+    assert (sample.tokens.dtype, sample.answer_mask.dtype) == (torch.int64, torch.bool)
+    answers, value = int(sample.answer_mask.sum()), sample.value
     assert re.fullmatch(r"[1-9]\d{6}", value)
-    assert sample.mask[-answers:].all()
+    assert sample.answer_mask[-answers:].all()
     # The value, wherever the tokenizer cut it, and nothing else but a space that is glued to it.
     assert TOKENIZERS[name].decode(sample.tokens[-answers:]).strip() == value
     assert value not in TOKENIZERS[name].decode(sample.tokens[-answers - 1 : -answers])
@@ -126,7 +126,7 @@ def test_exactly_t_tokens_that_end_with_the_whole_answer(
 
 
 def test_the_tokenizers_do_cut_numbers_differently() -> None:
-    lengths = {name: int(SAMPLERS[name].sample(0, 300, 0.5).mask.sum()) for name in TOKENIZERS}
+    lengths = {name: int(SAMPLERS[name].sample(0, 300, 0.5).answer_mask.sum()) for name in TOKENIZERS}
     assert lengths["single digits"] == lengths["sentencepiece"] == 7
     assert 3 <= lengths["three digits"] < 7
     assert lengths["digits merged with their space"] < 7

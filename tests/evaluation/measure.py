@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
-from megatron_longrope2.data.samples import document_samples
 from megatron_longrope2.evaluation.needle_grid import measure_needles
 from megatron_longrope2.evaluation.perplexity import position_perplexity, sliding_perplexity, text_perplexity
+from megatron_longrope2.scoring.samples import document_samples
 from megatron_longrope2.scoring.scorer import Scorer
 from tests.evaluation.tiny_llama import ORIGINAL, TARGET
 

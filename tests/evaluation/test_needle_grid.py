@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 
 from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.needle_grid import (
     NeedleGrid,
@@ -18,6 +17,7 @@ from megatron_longrope2.evaluation.needle_grid import (
     compare_needles,
     measure_needles,
 )
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from tests.evaluation.tiny_llama import write_books, write_tokenizer
 

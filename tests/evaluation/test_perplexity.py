@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.perplexity import (
     Perplexity,
@@ -15,6 +14,7 @@ from megatron_longrope2.evaluation.perplexity import (
     sliding_perplexity,
     text_perplexity,
 )
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 
 

@@ -53,7 +53,7 @@ def test_it_finds_needles_at_256_tokens_and_none_at_2048() -> None:
         exact = 0
         for sample in sampler.samples(count, length, [0, 0.25, 0.5, 0.75, 1]):
             logits = model(sample.tokens[None]).logits[0, :-1]
-            mask = sample.mask[1:]
+            mask = sample.answer_mask[1:]
             exact += bool((logits[mask].argmax(-1) == sample.tokens[1:][mask]).all())
         return exact / count
 

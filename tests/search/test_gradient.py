@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.learned_factors import PATIENCE, LearnedFactors
 from megatron_longrope2.rope import AttentionFactor, RopeFactors, make_factors
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search import session as session_module
 from megatron_longrope2.search.gradient import ROUNDS, GradientSearch
@@ -71,7 +71,7 @@ class _Sampler:
     def sample(self, index: int, length: int, depth: float) -> SimpleNamespace:
         tokens = torch.zeros(length, dtype=torch.int64)
         tokens[0], tokens[1] = index, round(1000 * depth)
-        return SimpleNamespace(tokens=tokens, mask=torch.ones(length, dtype=torch.bool))
+        return SimpleNamespace(tokens=tokens, answer_mask=torch.ones(length, dtype=torch.bool))
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_longrope2.data.samples import Sample
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 from megatron_longrope2.search import session as session_module
 from megatron_longrope2.search.evolution import Evolution

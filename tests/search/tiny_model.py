@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
-from megatron_longrope2.data.samples import Sample, document_samples
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.rope import RopeFactors, make_factors
+from megatron_longrope2.scoring.samples import Sample, document_samples
 
 ORIGINAL, TARGET = 64, 256
 WORDS = ["the", "and", "of", "that", "to", "in", "he", "shall", "unto", "for", "lord", "his", "them", "is"]
@@ -63,7 +63,7 @@ def fixed_jobs(root: Path) -> list[tuple[RopeFactors, Sample]]:
     """Two needles and a document under three factors, the last with an attention factor."""
     tokenizer, books = load_tokenizer(root / "hf"), read_books(root / "books")
     sampler = NeedleSampler(tokenizer, books)
-    samples = [*sampler.samples(2, TARGET, (0.0, 0.5))]
+    samples = [Sample.from_needle(one) for one in sampler.samples(2, TARGET, (0.0, 0.5))]
     samples += document_samples(tokenizer, books, 1, TARGET, 0)
     geometry = {"rope_base": 10000.0, "rotary_dim": 16, "original_length": ORIGINAL, "target_length": TARGET}
     factors = [

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.samples import Sample, document_samples
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.scoring.samples import Sample, document_samples
 
 
 class _Letters:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
+from megatron_longrope2.data.needles import NeedleSample
 from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
 
@@ -25,6 +26,11 @@ class Sample:
 
     tokens: Tensor
     mask: Tensor
+
+    @classmethod
+    def from_needle(cls, needle: NeedleSample) -> "Sample":
+        """A needle sample, of which the answer is scored."""
+        return cls(needle.tokens, needle.answer_mask)
 
     @property
     def scored(self) -> int:
