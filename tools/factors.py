@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.types import PositiveFloat
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
@@ -23,15 +24,31 @@ FACTORS = Parameter(
 
 
 @main.command
-def make(*, method: Method, output: Path, attention_factor: bool = False, model: Model = ANY_MODEL) -> None:
+def make(
+    *,
+    method: Method,
+    output: Path,
+    attention_factor: bool = False,
+    beta_fast: PositiveFloat | None = None,
+    beta_slow: PositiveFloat | None = None,
+    no_truncate: bool = False,
+    model: Model = ANY_MODEL,
+) -> None:
     """Make factors by a closed-form method and write the factor file.
 
     Args:
         method: How to rescale; none makes factors of 1.
         output: The factor file to write.
         attention_factor: Multiply the long window's cosine and sine by YaRN's temperature, 0.1 ln(scale) + 1.
+        beta_fast: YaRN's ramp starts where a dimension has this many periods in the original window (32 if
+            not given).
+        beta_slow: YaRN's ramp ends where a dimension has this many periods in the original window (1 if not
+            given).
+        no_truncate: Do not round the ends of YaRN's ramp outwards to whole dimensions.
     """
-    factors = model.make(method, attention_factor=attention_factor)
+    ramp = {"beta_fast": beta_fast, "beta_slow": beta_slow, "truncate": False if no_truncate else None}
+    given = {name: value for name, value in ramp.items() if value is not None}
+    factors = model.make(method, attention_factor=attention_factor, **given)
     factors.save(output)
     print(f"{summary(factors)}\nwrote {output}")
 

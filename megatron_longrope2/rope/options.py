@@ -44,8 +44,8 @@ class Model:
         """
         return load_factors(place, **self._known(from_folder=Path(place).suffix == ".csv"))
 
-    def make(self, method: str, *, attention_factor: bool) -> RopeFactors:
-        """The factors of a closed-form method (`make_factors`).
+    def make(self, method: str, **options: Any) -> RopeFactors:
+        """The factors of a closed-form method, with the options of `make_factors`.
 
         Raises:
             InputError: as `make_factors`; or something is not known of the model.
@@ -56,7 +56,7 @@ class Model:
                 raise InputError(
                     f"--{name.replace('_', '-')}: missing; give it, or --hf-dir for the model's own"
                 )
-        return make_factors(method, **known, attention_factor=attention_factor)
+        return make_factors(method, **known, **options)
 
     def _known(self, *, from_folder: bool) -> dict[str, Any]:
         given = {name: value for name, value in asdict(self).items() if value is not None}

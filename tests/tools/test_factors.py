@@ -52,6 +52,10 @@ def test_make(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert call(monkeypatch, "make", "--method", "ntk", *MODEL, "--output", "ntk.json") == 0
     assert load_factors(place / "ntk.json") == NTK
     assert "out of distribution at 2048 tokens: no dimension" in capsys.readouterr().out
+    ramp = ("--method", "yarn", "--beta-fast", "8", "--beta-slow", "2", "--no-truncate")
+    assert call(monkeypatch, "make", *ramp, *MODEL, "--output", "yarn.json") == 0
+    expected = make_factors("yarn", **NTK.facts, beta_fast=8, beta_slow=2, truncate=False)
+    assert load_factors(place / "yarn.json") == expected
 
 
 def test_make_from_a_model_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
