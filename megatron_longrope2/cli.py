@@ -7,7 +7,7 @@ fields of its settings: dataclasses that stand beside what they configure, whose
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
@@ -57,8 +57,6 @@ def command_line(name: str, **options: Any) -> App:
         ),
         result_action="return_value",
         group_parameters=Group("Other options", sort_key=1000),
-        print_error=False,
-        exit_on_error=False,
         **options,
     )
 
@@ -99,8 +97,8 @@ def main() -> None:
     run_main(longrope2())
 
 
-def run_main(main: App | Callable[[], object]) -> None:
-    """Call a command line; what is wrong with the input becomes one line on stderr and exit status 2.
+def run_main(app: App) -> None:
+    """Run a command line on `sys.argv`; bad input ends it with one line on stderr and exit status 2.
 
     Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and
     the launcher ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so.
@@ -108,12 +106,12 @@ def run_main(main: App | Callable[[], object]) -> None:
     A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
     """
     try:
-        main()
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         message = str(error).strip()
-        if isinstance(error, CycloptsError) and isinstance(main, App):
-            message += f" See `{' '.join([main.name[0], *(error.command_chain or ())])} --help`."
+        if isinstance(error, CycloptsError):
+            message += f" See `{' '.join([app.name[0], *(error.command_chain or ())])} --help`."
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(OTHERS_WAIT)
         print(f"error: {message}", file=sys.stderr, flush=True)

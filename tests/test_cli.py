@@ -28,6 +28,6 @@ def test_an_unknown_verb_is_one_line_and_status_2() -> None:
 def test_of_an_option_that_is_given_twice_the_last_one_counts() -> None:
     needed = "--load model --books books --target-length 512 --output out"
     twice = "--samples 2 --needle-depths 0 0.1 --samples 3 --needle-depths 0.5 1"
-    _, bound, _ = longrope2_app().parse_args(f"search {needed} {twice}")
+    _, bound, _ = longrope2_app().parse_args(f"search {needed} {twice}", exit_on_error=False)
     settings = bound.arguments["settings"]
     assert (settings.samples, settings.needle_depths) == (3, (0.5, 1.0))

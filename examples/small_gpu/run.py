@@ -104,7 +104,7 @@ QUICK = Recipe(
 )
 
 
-app = App(help=__doc__, help_format="plaintext")
+app = App(name="examples/small_gpu/run.py", help=__doc__, help_format="plaintext")
 
 
 @app.default

@@ -230,7 +230,7 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, books:
     )
 
 
-app = App(help=__doc__, help_format="plaintext")
+app = App(name="examples/tiny_cpu/pretrain_base.py", help=__doc__, help_format="plaintext")
 
 
 @app.default

@@ -62,7 +62,7 @@ QUICK = Recipe(
     long_texts=2,
 )
 
-app = App(help=__doc__, help_format="plaintext")
+app = App(name="examples/tiny_cpu/run.py", help=__doc__, help_format="plaintext")
 
 
 @app.default

@@ -209,7 +209,7 @@ def test_bos_that_the_tokenizer_lacks_is_refused(config: PreprocessSettings, tmp
 def command(config: PreprocessSettings, *options: str) -> None:
     paths = ("--input", config.input, "--output", config.output, "--tokenizer", config.tokenizer)
     words = ("preprocess", *paths, "--original-length", config.original_length, *options)
-    longrope2()(list(map(str, words)))
+    longrope2()(list(map(str, words)), exit_on_error=False, print_error=False)
 
 
 def test_command_line(config: PreprocessSettings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: object) -> None:
-    app()(["evaluate", *map(str, words)])
+    app()(["evaluate", *map(str, words)], exit_on_error=False, print_error=False)
 
 
 def refused(*words: object) -> str:
