@@ -207,6 +207,7 @@ def _join(
     pools = [str(folder / bucket.name) for folder in shards]
     pools = [pool for pool in pools if os.path.getsize(get_bin_path(pool))]
     if not pools and not settings.allow_empty_buckets:
+        shutil.rmtree(next(iter(shards)).parent)  # a refused input leaves nothing behind
         end = f"to {bucket.at_most}" if bucket.at_most else "or more"
         raise InputError(
             f"{settings.input}: no document of {bucket.longer_than + 1} {end} tokens; add some, cut long "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -24,10 +25,6 @@ from megatron_longrope2.scoring.scorer import LOGIT_ROWS
 # With more scored tokens the last layer is whole: the causal mask, rows x tokens, would cost more than it
 # saves.
 MAX_ROWS = 512
-
-# Scores [n, ...] of n tokens, from this tensor-parallel rank's logits float32 [n, vocabulary / tensor
-# parallel size], where padding has -inf, and the tokens int64 [n]; it may overwrite the logits.
-OfLogits = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,38 +75,47 @@ def local_sample(sample: Sample) -> LocalSample:
     )
 
 
-def nll_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihoods, float32 [n]; see `OfLogits`."""
-    if mpu.get_tensor_model_parallel_world_size() == 1:
-        return F.cross_entropy(logits, labels, reduction="none")  # without three collectives of one rank
-    return vocab_parallel_cross_entropy(logits[:, None], labels[:, None])[:, 0]
+def nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihoods, and 1 where the label is the most likely token, else 0; float32 [n, 2].
+
+    Args:
+        logits: this tensor-parallel rank's, float32 [n, vocabulary / tensor parallel size], where padding has
+            -inf; they may be overwritten.
+        labels: int64 [n].
+    """
+    first = mpu.get_tensor_model_parallel_rank() * logits.shape[1]
+    split = mpu.get_tensor_model_parallel_world_size() > 1
+    with torch.no_grad():
+        own = (labels >= first) & (labels < first + logits.shape[1])
+        at_label = logits.gather(1, torch.where(own, labels - first, 0)[:, None])[:, 0]
+        highest = torch.stack([logits.max(1).values, at_label.masked_fill(~own, -torch.inf)])
+        if split:
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=mpu.get_tensor_model_parallel_group())
+        correct = highest[1] >= highest[0]
+    if split:
+        nll = vocab_parallel_cross_entropy(logits[:, None], labels[:, None])[:, 0]
+    else:
+        nll = F.cross_entropy(logits, labels, reduction="none")  # without three collectives of one rank
+    return torch.stack([nll, correct.float()], dim=1)
 
 
-def stage_output(
-    model: GPTModel,
-    local: LocalSample,
-    vocab_size: int,
-    *,
-    restricted: bool,
-    of_logits: OfLogits = nll_of_logits,
-) -> Tensor:
+def stage_output(model: GPTModel, local: LocalSample, vocab_size: int, *, restricted: bool) -> Tensor:
     """Forward pass of one pipeline stage.
 
     Args:
         model: a model chunk; its rotary embedding holds the factors.
         vocab_size: real size; Megatron pads the vocabulary with rows that give logit 0.
         restricted: what `only_rows` yields, where this is called within it; otherwise False.
-        of_logits: what a score is.
 
     Returns:
-        On the last stage what `of_logits` gives, on the others hidden states for the next one.
+        On the last stage what `nll_and_correct` gives, on the others hidden states for the next one.
         Differentiable.
     """
 
     def scores_of_rows(
         *, hidden_states: Tensor, output_weight: Tensor | None, scale_logits: Any, **_: Any
     ) -> Tensor:
-        """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, ...]."""
+        """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, 2]."""
         if model.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden_states)
         else:
@@ -123,7 +129,7 @@ def stage_output(
         for part, labels in zip(hidden.split(LOGIT_ROWS), local.labels.split(LOGIT_ROWS), strict=True):
             logits = scale_logits(F.linear(part, weight)).float()
             logits[:, padding_start:] = -torch.inf
-            scores.append(of_logits(logits, labels))
+            scores.append(nll_and_correct(logits, labels))
         return torch.cat(scores)
 
     return model(local.tokens, local.positions, None, output_processor=scores_of_rows)

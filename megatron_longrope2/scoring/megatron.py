@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.scoring.forward import local_sample, nll_of_logits, only_rows, stage_output
+from megatron_longrope2.scoring.forward import local_sample, only_rows, stage_output
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 
@@ -63,9 +63,7 @@ class MegatronScorer:
                 chunk.rotary_pos_emb.set_factors(factors[number])
             part = local_sample(samples[number])
             with only_rows(chunk, part.rows) if self.restrict else nullcontext(False) as restricted:
-                output = stage_output(
-                    chunk, part, self.vocab_size, restricted=restricted, of_logits=_nll_and_correct
-                )
+                output = stage_output(chunk, part, self.vocab_size, restricted=restricted)
 
             def note(scores: Tensor, non_loss_data: bool) -> None:  # noqa: ARG001 - upstream's signature
                 if reports:
@@ -93,15 +91,3 @@ class MegatronScorer:
         dist.all_reduce(totals)
         nll, correct = totals.cpu().unbind(1)
         return [TokenScores(n, c > 0.5) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]
-
-
-def _nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Float32 [n, 2]; see `forward.OfLogits`."""
-    first = mpu.get_tensor_model_parallel_rank() * logits.shape[1]
-    own = (labels >= first) & (labels < first + logits.shape[1])
-    at_label = logits.gather(1, torch.where(own, labels - first, 0)[:, None])[:, 0]
-    highest = torch.stack([logits.max(1).values, at_label.masked_fill(~own, -torch.inf)])
-    if mpu.get_tensor_model_parallel_world_size() > 1:
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=mpu.get_tensor_model_parallel_group())
-    correct = highest[1] >= highest[0]
-    return torch.stack([nll_of_logits(logits, labels), correct.float()], dim=1)

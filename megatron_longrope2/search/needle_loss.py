@@ -67,8 +67,8 @@ class NeedleLoss:
         # Megatron's schedules divide by the micro-batches and multiply by the context-parallel size.
         weight = len(samples) / mpu.get_context_parallel_world_size()
 
-        def loss_of(losses: Tensor) -> tuple[Tensor, Tensor]:
-            share = losses.clamp(max=LARGEST_LOSS).sum() / scored
+        def loss_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+            share = scores[:, 0].clamp(max=LARGEST_LOSS).sum() / scored
             return share * weight, share.detach()
 
         # On the last stage a backward pass follows its forward pass at once: the restriction of the last

@@ -215,7 +215,7 @@ def test_refusals(model: Path, tmp_path) -> None:
     )
     assert "nothing to continue" in refused("generate", "--hf-dir", model / "hf")
     of_hf = ("--hf-dir", model / "hf", "--books", model / "books", *out)
-    assert "prompt 0: is empty" in refused("generate", *of_hf[:2], "--prompt", "")
+    assert "nothing to continue" in refused("generate", *of_hf[:2], "--prompt", "")
     assert "cannot be read as UTF-8 text" in refused("generate", *of_hf[:2], "--prompt-file", tmp_path / "no")
     assert "300 tokens are longer than the target length of 256" in refused(
         "needle", *of_hf, "--lengths", 300
