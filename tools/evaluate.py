@@ -11,7 +11,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
     HarnessSettings,
-    JobSettings,
+    MeasurementSettings,
     NeedleSettings,
     PerplexitySettings,
     PromptSettings,
@@ -25,27 +25,27 @@ main = App(name="evaluate", help=__doc__)
 
 
 @main.command
-def needle(*, job: JobSettings, settings: NeedleSettings) -> None:
+def needle(*, what: MeasurementSettings, settings: NeedleSettings) -> None:
     """Find needles in haystacks, over lengths and depths; writes a heat map too."""
     from megatron_longrope2.evaluation.needle_grid import NeedleGrid
     from megatron_longrope2.evaluation.plots import plot_needles
 
-    measured = _measure("needle", job, settings)
+    measured = _measure("needle", what, settings)
     if measured is not None:
-        title = job.checkpoint.folder.name
-        plot_needles({title: NeedleGrid.from_dict(measured.result)}, job.output / "needle.png")
+        title = what.checkpoint.folder.name
+        plot_needles({title: NeedleGrid.from_dict(measured.result)}, what.output / "needle.png")
 
 
 @main.command
-def perplexity(*, job: JobSettings, settings: PerplexitySettings = PerplexitySettings()) -> None:
+def perplexity(*, what: MeasurementSettings, settings: PerplexitySettings = PerplexitySettings()) -> None:
     """Perplexity of texts in the original window, of long ones by position, and by sliding windows."""
-    _measure("perplexity", job, settings)
+    _measure("perplexity", what, settings)
 
 
 @main.command
-def ruler(*, job: JobSettings, settings: RulerSettings) -> None:
+def ruler(*, what: MeasurementSettings, settings: RulerSettings) -> None:
     """RULER's tasks over lengths (needs the `eval` extra)."""
-    _measure("ruler", job, settings)
+    _measure("ruler", what, settings)
 
 
 @main.command
@@ -138,12 +138,12 @@ def report(*results: str, settings: ReportSettings = ReportSettings(), output: P
     _report(read_named(results), settings, output)
 
 
-def _measure(kind: str, job: JobSettings, settings: Any) -> Any:
+def _measure(kind: str, what: MeasurementSettings, settings: Any) -> Any:
     from megatron_longrope2.evaluation.compare import measure_into
     from megatron_longrope2.evaluation.subject import open_subject
 
-    subject = open_subject(job.checkpoint, job.layout)
-    return measure_into(job.output, kind, subject, job.checkpoint, job.texts, settings)
+    subject = open_subject(what.checkpoint, what.layout)
+    return measure_into(what.output, kind, subject, what.checkpoint, what.texts, settings)
 
 
 def _report(checkpoints: Mapping[str, Any], settings: ReportSettings, output: Path) -> None:

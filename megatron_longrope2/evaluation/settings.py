@@ -58,7 +58,7 @@ class TextSettings:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class JobSettings:
+class MeasurementSettings:
     """What a measurement is of.
 
     Attributes:
