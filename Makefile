@@ -25,9 +25,8 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: env
 	$(PYTHON) -m examples.tiny_cpu.run
 
-# Three files at a time on two cores too: much of a test's time is spent waiting for processes.
 test: env
-	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What needs a GPU: tests, benchmarks, an experiment; see docs/gpu.md.
 gpu: env

@@ -127,7 +127,8 @@ def test_the_stages_run(tmp_path: Path) -> None:
     stage("phi3_mini", "1_import", environment)
     stage("phi3_mini", "2_preprocess", environment)
     small = ("--population", "8", "--iterations", "1", "--samples", "2", "--held-out-samples", "0")
-    stage("phi3_mini", "3_search", environment, *small)
+    alone = {**environment, "TENSOR_PARALLEL": "1", "GPUS_PER_NODE": "1"}
+    stage("phi3_mini", "3_search", alone, *small)
     log = stage("phi3_mini", "4_train", environment)
     assert "iteration        1/       1" in log
     assert "long window loss" in log
@@ -135,6 +136,9 @@ def test_the_stages_run(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run/hf/config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == "longrope"
     assert config["max_position_embeddings"] == 512
-    for measure, options in (("needle", ("--depths", "1", "--repetitions", "1")), ("perplexity", ())):
-        stage("phi3_mini", "6_evaluate", {**environment, "MEASURES": measure}, *options)
+    for measure, options in (
+        ("needle", ("--depths", "1", "--repetitions", "1")),
+        ("perplexity", ("--short-texts", "4", "--long-texts", "2")),
+    ):
+        stage("phi3_mini", "6_evaluate", {**alone, "MEASURES": measure}, *options)
         assert (tmp_path / "run/evaluation" / measure / f"{measure}.json").exists()

@@ -35,7 +35,7 @@ SETTINGS = (
     .replace('"../', f'"{ROOT}/')
     # One process, and long enough to be interrupted.
     .replace('nodes = 2\noptions = "--samples 2', 'options = "--samples 2')
-    .replace("--iterations 1 ", "--iterations 12 ")
+    .replace("--iterations 1 ", "--iterations 40 ")
 )
 
 
