@@ -1,1 +1,1 @@
-"""One thin command line per job: parse, call, print."""
+"""One thin command line per verb: parse, call, print."""

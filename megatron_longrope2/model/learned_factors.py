@@ -16,7 +16,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors
 from megatron_longrope2.rope.frequencies import angles
 
-METHOD = "longrope2-learned"
+LEARNED = "longrope2-learned"
 
 # Learning rate of the attention factor's logarithm, as a share of the factors' learning rate.
 ATTENTION_RATE = 0.2
@@ -106,7 +106,7 @@ def as_learned(
     reached = [i for i, value in enumerate(long_factor) if value >= start.scale * (1 - 1e-9)]
     return replace(
         start,
-        method=METHOD,
+        method=LEARNED,
         critical_dim=reached[0] if reached else None,
         long_factor=long_factor,
         short_factor=(),
