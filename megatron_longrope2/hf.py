@@ -8,7 +8,7 @@ faults:
 - every row of a batch has its own window, which follows from its own length without padding;
 - when a row crosses the original length, `generate` drops the cache and computes the sequences once more;
 - a forward call that would use a cache of the other window is refused;
-- angles are formed in float64, and the two windows may have different attention factors.
+- the two windows may have different attention factors.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import RopeFactors, load_factors
-from megatron_longrope2.rope.angles import reduced
+from megatron_longrope2.rope.angles import deployed_angles, inverse_frequencies
 from megatron_longrope2.rope.hf import parse_rope, read_config
 
 
@@ -106,9 +106,9 @@ class WindowRotaryEmbedding(torch.nn.Module):
             )
         device = position_ids.device
         frequencies = torch.stack(
-            [torch.as_tensor(factors.inv_freq(w), device=device) for w in ("short", "long")]
+            [inverse_frequencies(factors.factor(w), factors.rope_base, device) for w in ("short", "long")]
         )
-        angles = reduced(position_ids.double()[..., None] * frequencies[long.long()][:, None])
+        angles = deployed_angles(position_ids, frequencies[long.long()][:, None])
         angles = torch.cat([angles, angles], dim=-1)
         scales = torch.tensor([factors.attention_factor.short, factors.attention_factor.long], device=device)
         scale = scales[long.long()][:, None, None]

@@ -7,11 +7,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
-from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.layer_specs import longrope2_layer_spec
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
-from megatron_longrope2.rope import AttentionFactor, RopeFactors
+from megatron_longrope2.rope import RopeFactors
 
 
 @dataclass(kw_only=True)
@@ -28,17 +27,12 @@ class LongRoPE2ModelConfig(GPTModelConfig):
     transformer_layer_spec: Any = None
 
     def __post_init__(self) -> None:
-        """Raises InputError if the factors belong to another model, or the fused kernel cannot apply them."""
+        """Raises InputError if the factors belong to another model."""
         if self.transformer_layer_spec is None:  # without --spec
             self.transformer_layer_spec = longrope2_layer_spec
         factors = self.rope_factors
         rotary_dim = int(self.transformer.kv_channels * self.rotary_percent)
         factors.check_model("--rope-factors", rope_base=self.rotary_base, rotary_dim=rotary_dim)
-        if self.transformer.apply_rope_fusion and factors.attention_factor != AttentionFactor():
-            raise InputError(
-                "--rope-factors: attention_factor: Transformer Engine's fused RoPE cannot apply one other "
-                "than 1; pass --no-rope-fusion"
-            )
 
 
 class LongRoPE2ModelBuilder(GPTModelBuilder):

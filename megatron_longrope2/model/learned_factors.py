@@ -1,7 +1,8 @@
 """Rescaling factors as parameters, and the optimizer that learns them. No Megatron.
 
 The search learns them with frozen weights, training beside the weights. They are rotary_dim / 2 numbers:
-everything here is float64 and on the CPU, and the same on every rank.
+everything here is float64 and the same on every rank. It is where the model is, so that no layer waits for a
+number from the other device.
 """
 
 import math
@@ -48,9 +49,8 @@ class LearnedFactors(torch.nn.Module):
     def __init__(self, start: RopeFactors, *, learn_attention_factor: bool = False) -> None:
         super().__init__()
         self.start = start
-        self._angles = torch.from_numpy(angles(start.rope_base, start.rotary_dim))
-        periods = 2 * math.pi / self._angles
-        self._unit = (periods / start.original_length).clamp(max=1)[1:]
+        periods = 2 * math.pi / torch.from_numpy(angles(start.rope_base, start.rotary_dim))
+        self.register_buffer("_unit", (periods / start.original_length).clamp(max=1)[1:])
         factor = torch.tensor(start.long_factor[1:], dtype=torch.float64)
         self.u = torch.nn.Parameter(factor.log() / self._unit)
         attention = torch.tensor(start.attention_factor.long, dtype=torch.float64)
@@ -62,13 +62,9 @@ class LearnedFactors(torch.nn.Module):
         """Move `u` to the nearest non-decreasing factors of at least 1."""
         self.u.copy_(isotonic(self.u * self._unit).clamp(min=0) / self._unit)
 
-    def log_factor(self) -> Tensor:
-        """`log lambda`, float64 [rotary_dim / 2]."""
-        return F.pad(self._unit * self.u, (1, 0))
-
-    def inv_freq(self) -> Tensor:
-        """Rescaled angle per token of each dimension: float64 [rotary_dim / 2], radians."""
-        return self._angles * torch.exp(-self.log_factor())
+    def factor(self) -> Tensor:
+        """What each dimension's period is multiplied by: `lambda`, float64 [rotary_dim / 2]."""
+        return F.pad(self._unit * self.u, (1, 0)).exp()
 
     def attention_factor(self) -> Tensor:
         """The long window's attention factor: 0-dim float64."""
@@ -77,7 +73,7 @@ class LearnedFactors(torch.nn.Module):
     @torch.no_grad()
     def to_factors(self, provenance: dict[str, Any] | None = None) -> RopeFactors:
         """What has been learned, as factors."""
-        vector = self.log_factor().exp().clamp(min=1).cummax(0).values
+        vector = self.factor().clamp(min=1).cummax(0).values
         return as_learned(self.start, tuple(vector.tolist()), float(self.attention_factor()), provenance)
 
 
@@ -85,7 +81,8 @@ def isotonic(values: Tensor) -> Tensor:
     """The nearest non-decreasing vector: at i, max over j <= i of min over k >= i of mean(j..k)."""
     count = len(values)
     sums = F.pad(values.cumsum(0), (1, 0))
-    first, last = torch.arange(count)[:, None], torch.arange(count)[None]
+    places = torch.arange(count, device=values.device)
+    first, last = places[:, None], places[None]
     means = (sums[1:][None] - sums[:-1][:, None]) / (last - first + 1).clamp(min=1)
     means = means.masked_fill(last < first, math.inf)
     least = means.flip(1).cummin(1).values.flip(1)  # [j, i]: over k >= i
@@ -137,6 +134,7 @@ class FactorOptimizer:
     ) -> None:
         self.name, self.start, self.steps, self.learning_rate = name, start, steps, learning_rate
         self.learned = LearnedFactors(start, learn_attention_factor=learn_attention_factor)
+        self.learned.to(torch.cuda.current_device())
         self.step = 0
         self.slower = 1.0  # share of the learning rate that is left after failed steps
         self.failed_in_row = 0
@@ -198,7 +196,7 @@ class FactorOptimizer:
             state[name] for name in ("step", "slower", "failed_in_row")
         )
         for name, value in self.learned.named_parameters():
-            value.data = torch.tensor(state["parameters"][name], dtype=torch.float64)
+            value.data.copy_(torch.tensor(state["parameters"][name], dtype=torch.float64))
         saved = self._adam.state_dict()
         saved["state"] = {
             int(index): {name: torch.tensor(value, dtype=torch.float64) for name, value in entry.items()}

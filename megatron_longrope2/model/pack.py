@@ -10,7 +10,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class DocumentPack(PackedSeqParams):
     """Upstream's description of a pack, with all that a layer would otherwise read back from the device.
 
@@ -20,6 +20,8 @@ class DocumentPack(PackedSeqParams):
 
     Attributes:
         lengths: tokens of each document; none is empty.
+        positions: of each token of this rank in its document, int64 [tokens / cp].
+        document_lengths: tokens of the document of each token of this rank, int64 [tokens / cp].
         queries, keys: how many of them each segment has.
         query_boundaries, key_boundaries: their running sums from 0, int32 [segments + 1].
         local_indices: where this rank's tokens stand in the pack, int64 [tokens / cp]; None if it has all.
@@ -27,7 +29,13 @@ class DocumentPack(PackedSeqParams):
             [sum of `keys`]; None if this rank has all tokens: then they are the pack itself.
     """
 
+    # Packs are compared as objects, so that what layers ask of one can be remembered for it.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     lengths: tuple[int, ...] = ()
+    positions: Tensor | None = None
+    document_lengths: Tensor | None = None
     queries: tuple[int, ...] = ()
     keys: tuple[int, ...] = ()
     query_boundaries: Tensor | None = None
@@ -49,6 +57,9 @@ class DocumentPack(PackedSeqParams):
         device = torch.cuda.current_device()
         lengths = queries = keys = tuple(length for length in lengths if length)
         boundaries = _running_sums(lengths)
+        of_document = torch.tensor(lengths)
+        document_lengths = of_document.repeat_interleave(of_document)
+        positions = torch.arange(len(document_lengths)) - boundaries[:-1].repeat_interleave(of_document)
         local = indices = None
         if cp_size > 1:
             chunks = [length // (2 * cp_size) for length in lengths]
@@ -58,22 +69,42 @@ class DocumentPack(PackedSeqParams):
             order = torch.cat(shards).argsort()
             starts = boundaries[:-1].repeat_interleave(2).tolist()
             runs = [order[start : start + count] for start, count in zip(starts, keys, strict=True)]
-            local, indices = shards[cp_rank].to(device), torch.cat(runs).to(device)
-        on_device = boundaries.to(device)
+            local, indices = shards[cp_rank], torch.cat(runs)
+            positions, document_lengths = positions[local], document_lengths[local]
+
+        def on_device(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        boundaries = on_device(boundaries)
         return DocumentPack(
             qkv_format="thd",
-            cu_seqlens_q=on_device,
-            cu_seqlens_kv=on_device,
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
             max_seqlen_q=max(lengths),
             max_seqlen_kv=max(lengths),
             lengths=lengths,
+            positions=on_device(positions),
+            document_lengths=on_device(document_lengths),
             queries=queries,
             keys=keys,
-            query_boundaries=_running_sums(queries).to(device),
-            key_boundaries=_running_sums(keys).to(device),
-            local_indices=local,
-            key_indices=indices,
+            query_boundaries=on_device(_running_sums(queries)),
+            key_boundaries=on_device(_running_sums(keys)),
+            local_indices=None if local is None else on_device(local),
+            key_indices=None if indices is None else on_device(indices),
         )
+
+
+@lru_cache(maxsize=8)  # every layer asks again
+def longer_than(pack: DocumentPack, length: int) -> Tensor | bool:
+    """Which of this rank's tokens belong to documents of more than `length` tokens.
+
+    One answer where it is the same for all documents, else bool [tokens / cp, 1, 1, 1].
+    """
+    answers = {document > length for document in pack.lengths}
+    if len(answers) == 1:
+        return answers.pop()
+    assert pack.document_lengths is not None
+    return (pack.document_lengths > length)[:, None, None, None]
 
 
 def _running_sums(numbers: Iterable[int]) -> Tensor:

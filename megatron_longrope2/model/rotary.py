@@ -1,9 +1,9 @@
 """The rotary embedding with the switch: original angles up to the original length, rescaled ones beyond.
 
-`GPTModel` asks `get_rotary_seq_len` for the longest document of the micro-batch and calls the module with it,
-on every pipeline stage, in training and at inference. "A document longer than the original length gets the
-rescaled angles" is therefore one comparison here, and gives the mixed context windows (LongRoPE2 section 3.3)
-and the inference rule at once.
+`GPTModel` asks `get_rotary_seq_len` for the length of the micro-batch and calls the module with it, on every
+pipeline stage, in training and at inference. "A document longer than the original length gets the rescaled
+angles" is therefore one comparison here, and gives the mixed context windows (LongRoPE2 section 3.3) and the
+inference rule at once.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch import Tensor
 
 from megatron_longrope2.model.learned_factors import LearnedFactors
-from megatron_longrope2.model.pack import DocumentPack
+from megatron_longrope2.model.pack import DocumentPack, longer_than
 from megatron_longrope2.rope import RopeFactors, Window
-from megatron_longrope2.rope.angles import angle_table, deployed_angles
+from megatron_longrope2.rope.angles import deployed_angles, inverse_frequencies
 
 
 class ActiveFactors:
@@ -37,29 +37,41 @@ class ActiveFactors:
         """The window of a document of `length` tokens; the original length belongs to the short one."""
         return "long" if length > self.factors.original_length else "short"
 
-    def one_window(self, lengths: tuple[int, ...]) -> bool:
-        """Whether all documents belong to the same window."""
-        return len({self.window(length) for length in lengths}) == 1
+    def inv_freq(self, window: Window) -> Tensor:
+        """Rescaled angle per token of each dimension: float32 [rotary_dim / 2]; learned ones carry gradient."""
+        if window == "long" and self.learned is not None:
+            factor: Any = self.learned.factor()
+        else:
+            factor = self.factors.factor(window)
+        return inverse_frequencies(factor, self.factors.rope_base, torch.cuda.current_device())
 
-    def attention_factor(self, lengths: tuple[int, ...]) -> float | Tensor:
-        """What multiplies cosine and sine of documents of these lengths.
+    def query_scale(self, extent: DocumentPack | int) -> float | Tensor:
+        """What multiplies the queries of a pack, or of batch rows of a length: the squared attention factor.
 
-        A number (a 0-dim tensor where it is learned), or one value a token of the pack, [tokens, 1, 1, 1],
-        where the documents need different ones.
+        A number; where it is learned a 0-dim tensor; [tokens, 1, 1, 1] where a pack needs two of them.
         """
-        short = self.factors.attention_factor.short
-        long: float | Tensor = self.factors.attention_factor.long
-        if self.learned is not None:
-            long = self.learned.attention_factor()
-        if self.one_window(lengths) or short == long:
-            return long if self.window(lengths[0]) == "long" else short
-        tokens = torch.tensor(lengths)
-        values = torch.where(tokens > self.factors.original_length, long, short).float()
-        return values.repeat_interleave(tokens)[:, None, None, None].to(torch.cuda.current_device())
+        factor = self.factors.attention_factor
+        short: float = factor.short**2
+        long = factor.long**2 if self.learned is None else self.learned.attention_factor().float() ** 2
+        if self.learned is None and short == long:
+            return short
+        is_long = (
+            self.window(extent) == "long"
+            if isinstance(extent, int)
+            else longer_than(extent, self.factors.original_length)
+        )
+        return of_window(is_long, long, short)
+
+
+def of_window(is_long: Tensor | bool, long: Any, short: Any) -> Any:
+    """The one of two values that belongs to the window; a row for each token where both do."""
+    if isinstance(is_long, bool):
+        return long if is_long else short
+    return torch.where(is_long, long, short)
 
 
 class LongRoPE2RotaryEmbedding(RotaryEmbedding):
-    """Upstream's rotary embedding with two tables, chosen by the length of the document.
+    """Upstream's rotary embedding with two sets of angles, chosen by the length of the document.
 
     Args:
         factors: base, rotary dimension, original length and the factors of both windows.
@@ -83,7 +95,6 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
             cp_group=cp_group,
         )
         self.active = ActiveFactors(factors)
-        self._tables: dict[Window, Tensor] = {}
 
     @property
     def factors(self) -> RopeFactors:
@@ -93,7 +104,6 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
     def set_factors(self, factors: RopeFactors) -> None:
         """Use other factors from the next forward pass on (the search calls this for every candidate)."""
         self.active.factors, self.active.learned = factors, None
-        self._tables = {}
 
     def learn(self, learned: LearnedFactors) -> None:
         """Take the long window's factors from `learned`, with gradient, until `set_factors` is called."""
@@ -107,53 +117,45 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
         transformer_config: Any,
         packed_seq_params: DocumentPack | None = None,
         **kwargs: Any,
-    ) -> int | tuple[int, ...]:
-        """Upstream's length; for a pack with documents of both windows, the lengths of all of them.
+    ) -> int | DocumentPack:
+        """Upstream's length, or the pack itself.
 
         `GPTModel` hands what this returns to `forward`, and does nothing else with it.
         """
-        if packed_seq_params is not None and not self.active.one_window(packed_seq_params.lengths):
-            return packed_seq_params.lengths
+        if packed_seq_params is not None:
+            return packed_seq_params
         return super().get_rotary_seq_len(
-            inference_context, transformer, transformer_input, transformer_config, packed_seq_params, **kwargs
+            inference_context, transformer, transformer_input, transformer_config, **kwargs
         )
 
-    def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
-        """Angles [max_seq_len, rotary_dim / 2] in float32, of the window that `max_seq_len` belongs to.
-
-        They are what the export's readers will compute; learned ones carry gradient.
-        """
-        window, length = self.active.window(max_seq_len), max_seq_len + offset
-        device, learned = torch.cuda.current_device(), self.active.learned
-        if window == "long" and learned is not None:
-            return angle_table(length, learned.inv_freq(), device)[offset:]
-        return deployed_angles(length, self.factors, window, device)[offset:]
+    def get_freqs_non_repeated(self, max_seq_len: int | DocumentPack, offset: int = 0) -> Tensor:
+        """Angles, float32 [tokens, rotary_dim / 2], of this rank's tokens of a pack, or of so many positions."""
+        active = self.active
+        if isinstance(max_seq_len, DocumentPack):
+            is_long = longer_than(max_seq_len, self.factors.original_length)
+            inv_freq = of_window(is_long, active.inv_freq("long"), active.inv_freq("short"))
+            return deployed_angles(max_seq_len.positions, inv_freq.view(-1, inv_freq.shape[-1]))
+        positions = torch.arange(offset, offset + max_seq_len, device=torch.cuda.current_device())
+        return deployed_angles(positions, active.inv_freq(active.window(max_seq_len)))
 
     def forward(
         self,
-        max_seq_len: int | tuple[int, ...],
+        max_seq_len: int | DocumentPack,
         packed_seq: bool = False,
         cp_group: torch.distributed.ProcessGroup | None = None,
     ) -> Tensor:
-        """Angles [max_seq_len, 1, 1, rotary_dim]; given several lengths, those of every token of the pack.
+        """Angles of this rank's tokens, float32 [tokens, 1, 1, rotary_dim]; learned ones carry gradient.
 
-        Upstream caches by argument, in one cache for all instances that outlives a change of factors; here
-        the longest table so far is kept for each window.
+        Upstream gives a pack the angles of its longest document, of which a loop over documents takes the
+        rows in every layer; here every token of a pack has its own row.
+
+        Args:
+            max_seq_len: what `get_rotary_seq_len` returned: a pack, or the length of all batch rows.
+            packed_seq: whether it is a pack.
+            cp_group: the context-parallel group that shares batch rows, if not the module's own.
         """
-        if isinstance(max_seq_len, tuple):
-            return torch.cat([self._rows(length) for length in max_seq_len])
-        embedding = self._rows(max_seq_len)
+        angles = self.get_emb(max_seq_len)
         group = cp_group if cp_group is not None else self.cp_group
         if group is not None and group.size() > 1 and not packed_seq:
-            return get_pos_emb_on_this_cp_rank(embedding, 0, group)
-        return embedding
-
-    def _rows(self, length: int) -> Tensor:
-        """Exactly `length` rows: upstream tells a whole pack's table from one document's by its length."""
-        window = self.active.window(length)
-        if window == "long" and self.active.learned is not None:
-            return self.get_emb(length)  # its graph lives for one pass
-        table = self._tables.get(window)
-        if table is None or len(table) < length:
-            table = self._tables[window] = self.get_emb(max(length, self.factors.original_length))
-        return table[:length]
+            return get_pos_emb_on_this_cp_rank(angles, 0, group)
+        return angles

@@ -53,10 +53,9 @@ class NeedleLoss:
             if mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0:
                 loss = float(torch.stack(losses).double().sum())
         grads = [parameter.grad.flatten() for parameter in parameters]
-        shares = torch.cat([torch.tensor([loss], dtype=torch.float64), *grads])
-        shares = shares.to(torch.cuda.current_device())
+        shares = torch.cat([grads[0].new_tensor([loss]), *grads])
         dist.all_reduce(shares)
-        total, *sums = shares.cpu().split([1, *(grad.numel() for grad in grads)])
+        total, *sums = shares.split([1, *(grad.numel() for grad in grads)])
         for parameter, grad in zip(parameters, sums, strict=True):
             parameter.grad = grad.view_as(parameter)
         return float(total)

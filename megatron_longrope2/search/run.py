@@ -72,8 +72,9 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
 
 def load(settings: SearchSettings) -> LoadedModel:
     """The model of a search; once a process."""
-    # The fused RoPE kernel cannot apply an attention factor, and has no gradient for the angles.
-    arguments: dict[str, Any] = {"apply_rope_fusion": False}
+    arguments: dict[str, Any] = {}
+    if settings.algorithm == "gradient":
+        arguments["apply_rope_fusion"] = False  # the fused kernel has no gradient for the angles
     if settings.algorithm == "gradient" and not settings.gradient.no_recompute:
         arguments |= {
             "recompute_granularity": "full",

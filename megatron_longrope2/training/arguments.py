@@ -63,10 +63,6 @@ def parse_training_arguments() -> Namespace:
         args.eval_iters = 0
     if args.train_rope_factors:
         args.apply_rope_fusion = False  # the fused kernel has no gradient for the angles
-    if args.apply_rope_fusion and (args.micro_batch_size > 1 or args.long_window_attention == "document"):
-        # Transformer Engine's kernel takes one table for the whole pack.
-        warn_rank_0("RoPE fusion is off: one pack may hold documents of both windows")
-        args.apply_rope_fusion = False
     if args.pipeline_model_parallel_size > 1 and args.micro_batch_size > 1:
         # A pack is one row of all the micro-batch's tokens; pipeline stages would expect the rows apart.
         args.variable_seq_lengths = True

@@ -52,10 +52,10 @@ class FactorTraining:
         assert num_tokens is not None, "the loss is per token"  # summed over all ranks by upstream
         parameters = self.optimizer.parameters
         grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        shares = torch.cat([grad.flatten() for grad in grads]).to(num_tokens.device)
+        shares = torch.cat([grad.flatten() for grad in grads])
         # Every rank has a share: its layers, heads, tokens, samples.
         dist.all_reduce(shares)
-        sums = (shares / num_tokens.clamp(min=1)).cpu().split([grad.numel() for grad in grads])
+        sums = (shares / num_tokens.clamp(min=1)).split([grad.numel() for grad in grads])
         for parameter, grad in zip(parameters, sums, strict=True):
             parameter.grad = grad.view_as(parameter)
         self.optimizer.update(0.0)

@@ -23,13 +23,9 @@ TRACE = 1e-20
 
 def in_window(batch: Batch, window: Window, original_length: int) -> Tensor:
     """Which of this rank's tokens belong to documents of the window, bool [n]."""
-    lengths = batch.packed.cu_seqlens_q.diff()[batch.documents()]
+    lengths = batch.packed.document_lengths
+    assert lengths is not None
     return lengths > original_length if window == "long" else lengths <= original_length
-
-
-def positions(batch: Batch) -> Tensor:
-    """How many tokens of its document stand before each token of this rank, int [n]."""
-    return batch.places() - batch.packed.cu_seqlens_q[batch.documents()]
 
 
 def sum_and_count(batch: Batch, masked: Tensor, chosen: Tensor) -> Tensor:
@@ -96,7 +92,7 @@ class ValidationReport:
             chosen = in_window(batch, window, self._original_length)
             report[f"{window} window loss"] = sum_and_count(batch, masked, chosen)
             if window == "long":
-                places = positions(batch)
+                places = batch.packed.positions
                 for start, end in pairwise(self._edges):
                     bucket = chosen & (places >= start) & (places < end)
                     report[f"long window loss at {start}-{end}"] = sum_and_count(batch, masked, bucket)

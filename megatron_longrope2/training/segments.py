@@ -20,8 +20,6 @@ Provider = Callable[..., tuple[SegmentDataset | None, ConcatDataset[Any] | None,
 def segment_provider(args: Namespace) -> Provider:
     """Open the pools; return the function that hands their segments to Megatron.
 
-    Ranks that read no data (all but the first of each tensor-parallel group) open nothing.
-
     Raises:
         InputError: as `SegmentDataset`; a run without a length, or with lengths that do not fit.
     """
@@ -33,20 +31,14 @@ def segment_provider(args: Namespace) -> Provider:
     needed = args.train_samples or (args.train_iters or 0) * args.global_batch_size
     if not needed:
         raise InputError("--train-iters: the run's length is missing; give --train-iters or --train-samples")
-    training = validation = None
-    # Tensor-parallel ranks are neighbours in every order of ranks that Megatron has.
-    if args.rank % args.tensor_model_parallel_size == 0:
-        pools, repeat = training_pools(args)
-        config = _config(args, pools, repeat=repeat)
-        training = SegmentDataset(config, needed, pad_id=0)
-        if args.eval_iters:
-            config = _config(args, validation_pools(args), repeat=True)
-            one_pass = args.eval_iters * args.eval_global_batch_size
-            validation = SegmentDataset(config, one_pass, pad_id=0)
+    pools, repeat = training_pools(args)
+    training = SegmentDataset(_config(args, pools, repeat=repeat), needed, pad_id=0)
+    validation = None
+    if args.eval_iters:
+        one_pass = args.eval_iters * args.eval_global_batch_size
+        validation = SegmentDataset(_config(args, validation_pools(args), repeat=True), one_pass, pad_id=0)
 
     def provide(samples: list[int], vp_stage: int | None = None) -> Any:
-        if training is None:
-            return None, None, None
         if vp_stage in (None, 0):
             print_rank_0(training.table())
         passes = None
@@ -58,7 +50,7 @@ def segment_provider(args: Namespace) -> Provider:
         done = args.consumed_train_samples >= needed
         return None if done else training, passes, None
 
-    # Every pipeline stage's first tensor-parallel rank has a data loader: each needs the document boundaries.
+    # Every rank has a data loader: each needs the documents' boundaries on the host.
     provide.is_distributed = True  # type: ignore[attr-defined]
     return provide
 

@@ -46,7 +46,7 @@ def test_start_is_met_exactly_and_moves_everywhere(method: str) -> None:
     start = make_factors(method, **GEOMETRY)
     learned = LearnedFactors(start, learn_attention_factor=True)
     assert learned.to_factors().long_factor == pytest.approx((1.0, *start.long_factor[1:]))
-    (learned.inv_freq() * torch.arange(1, 17)).sum().backward()
+    (learned.factor() * torch.arange(1, 17)).sum().backward()
     assert bool((learned.u.grad != 0).all())
 
 

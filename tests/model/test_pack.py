@@ -50,3 +50,17 @@ def test_keys_of_a_segment_reach_from_its_documents_start_to_its_last_query(
             assert key.tolist() == list(range(start, int(query[-1]) + 1))
         for boundaries, counts in ((pack.query_boundaries, pack.queries), (pack.key_boundaries, pack.keys)):
             assert [end - start for start, end in pairwise(boundaries.tolist())] == list(counts)
+
+
+def test_each_token_knows_its_place_and_its_document() -> None:
+    pack = DocumentPack.of((2, 3, 0))
+    assert pack.positions.tolist() == [0, 1, 0, 1, 2]
+    assert pack.document_lengths.tolist() == [2, 2, 3, 3, 3]
+
+
+@given(shared_packs())
+def test_context_parallel_ranks_know_it_of_their_tokens(packs: list[DocumentPack]) -> None:
+    whole = DocumentPack.of(packs[0].lengths)
+    for pack in packs:
+        assert torch.equal(pack.positions, whole.positions[pack.local_indices])
+        assert torch.equal(pack.document_lengths, whole.document_lengths[pack.local_indices])

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -37,7 +36,8 @@ def expected(length: int, window: str) -> np.ndarray:
     return np.cos(np.concatenate([angles, angles], axis=1))
 
 
-def seq_len(rotary: LongRoPE2RotaryEmbedding, *lengths: int) -> int | tuple[int, ...]:
+def of_pack(rotary: LongRoPE2RotaryEmbedding, lengths: tuple[int, ...]) -> DocumentPack:
+    """What `GPTModel` hands to the module for a pack."""
     return rotary.get_rotary_seq_len(None, None, None, None, DocumentPack.of(lengths))
 
 
@@ -79,51 +79,38 @@ def test_angles_are_bit_for_bit_those_of_the_export(length: int) -> None:
     assert torch.equal(ours[:, 0, 0].cos(), theirs[0])
 
 
-def test_one_window_in_a_pack_needs_no_table_a_token(rotary: LongRoPE2RotaryEmbedding) -> None:
-    for lengths in ((3, 16, 8), (17, 64), (40,)):
-        assert seq_len(rotary, *lengths) == max(lengths)
-
-
-@pytest.mark.parametrize("lengths", [(3, 40, 16, 17), (ORIGINAL, 2 * ORIGINAL), (48, 16)])
-def test_each_document_of_a_mixed_pack_gets_its_own_angles(
+@pytest.mark.parametrize(
+    "lengths", [(3, 16, 8), (17, 64), (3, 40, 16, 17), (ORIGINAL, 2 * ORIGINAL), (48, 16), (8, 8)]
+)
+def test_each_document_of_a_pack_gets_the_angles_that_it_has_alone(
     rotary: LongRoPE2RotaryEmbedding, lengths: tuple[int, ...]
 ) -> None:
-    """Rotated through upstream's packed path, document by document the same as alone."""
-    states = torch.randn(sum(lengths), 2, DIM)
-    config = SimpleNamespace(
-        apply_rope_fusion=False, rotary_interleaved=False, multi_latent_attention=False, mrope_section=None
-    )
-    table = rotary(seq_len(rotary, *lengths), packed_seq=True)
-    packed = apply_rotary_pos_emb(
-        states, table, config, cu_seqlens=DocumentPack.of(lengths).cu_seqlens_q, cp_group=ONE
-    )
-    start = 0
-    for length in lengths:
-        alone = apply_rotary_pos_emb(
-            states[start : start + length, None], rotary(length), config, cp_group=ONE
-        )
-        torch.testing.assert_close(packed[start : start + length], alone[:, 0], rtol=0, atol=0)
-        start += length
+    angles = rotary(of_pack(rotary, lengths), packed_seq=True)
+    for part, length in zip(angles.split(lengths), lengths, strict=True):
+        assert torch.equal(part, rotary(length))
 
 
-def test_table_as_long_as_the_pack_is_not_misread(rotary: LongRoPE2RotaryEmbedding) -> None:
-    """Upstream takes a table with as many rows as the pack has tokens for the pack's: never return one."""
-    seq_len_of_pack = seq_len(rotary, 8, 8)
-    assert sum((8, 8)) == ORIGINAL
-    assert len(rotary(seq_len_of_pack, packed_seq=True)) == 8
+def test_a_context_parallel_rank_has_the_angles_of_its_tokens(rotary: LongRoPE2RotaryEmbedding) -> None:
+    lengths = (8, 40, 16)
+    whole = rotary(of_pack(rotary, lengths), packed_seq=True)
+    for rank in range(2):
+        pack = DocumentPack.of(lengths, 2, rank)
+        assert torch.equal(rotary(pack, packed_seq=True), whole[pack.local_indices])
 
 
-def test_attention_factor_by_window() -> None:
-    active = ActiveFactors(factors(attention_factor={"short": 1.0, "long": 1.25}))
-    assert active.attention_factor((ORIGINAL, 3)) == 1.0
-    assert active.attention_factor((ORIGINAL + 1,)) == 1.25
-    per_token = active.attention_factor((2, 20))
+def test_queries_are_scaled_by_window() -> None:
+    active = ActiveFactors(factors(attention_factor={"short": 1.0, "long": 1.5}))
+    for lengths, expected_scale in (((ORIGINAL, 3), 1.0), ((ORIGINAL + 1,), 2.25), ((17, 40), 2.25)):
+        assert active.query_scale(DocumentPack.of(lengths)) == expected_scale
+        assert active.query_scale(max(lengths)) == expected_scale
+    per_token = active.query_scale(DocumentPack.of((2, 20)))
     assert isinstance(per_token, torch.Tensor)
-    assert per_token.flatten().tolist() == [1.0] * 2 + [1.25] * 20
+    assert per_token.shape == (22, 1, 1, 1)
+    assert per_token.flatten().tolist() == [1.0] * 2 + [2.25] * 20
 
 
 def test_one_attention_factor_stays_a_number() -> None:
-    assert ActiveFactors(factors()).attention_factor((2, 20)) == 1.0
+    assert ActiveFactors(factors()).query_scale(DocumentPack.of((2, 20))) == 1.0
 
 
 def test_neither_layers_nor_learned_factors_become_part_of_the_model(

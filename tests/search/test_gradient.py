@@ -57,7 +57,7 @@ class _Loss:
         learned.zero_grad()
         noise = math.fsum(math.sin(int(sample.tokens[0])) for sample in samples)
         loss = (
-            self.sign * _distance(learned.log_factor(), learned.log_attention)
+            self.sign * _distance(learned.factor().log(), learned.log_attention)
             + 0.001 * noise * learned.u.sum()
         )
         loss.backward()

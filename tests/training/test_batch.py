@@ -1,11 +1,14 @@
-"""Which token belongs to which document, on one rank and on context-parallel ranks."""
+"""A micro-batch is what the data loader drew, one pack, and this rank's part of it."""
 
+from argparse import Namespace
 from itertools import pairwise
 
+import pytest
 import torch
 
 from megatron_longrope2.model.pack import DocumentPack
-from megatron_longrope2.training.batch import Batch
+from megatron_longrope2.training import batch as module
+from megatron_longrope2.training.batch import Batch, next_batch
 
 
 def batch(boundaries: list[int], *, cp_size: int = 1, cp_rank: int = 0) -> Batch:
@@ -20,21 +23,24 @@ def batch(boundaries: list[int], *, cp_size: int = 1, cp_rank: int = 0) -> Batch
     )
 
 
-def test_documents_of_tokens() -> None:
-    assert batch([2, 5]).documents().tolist() == [0, 0, 1, 1, 1]
-
-
-def test_boundaries_filled_up_at_the_end_hold_no_token() -> None:
-    # As the data loader writes them, so that every item has the same width.
-    assert batch([2, 5, 5, 5]).documents().tolist() == [0, 0, 1, 1, 1]
-
-
-def test_context_parallel_ranks_know_their_tokens() -> None:
-    whole = batch([4, 12])
-    shares = [batch([4, 12], cp_size=2, cp_rank=rank) for rank in range(2)]
-    assert shares[0].documents().tolist() == [0, 0, 1, 1, 1, 1]
-    assert shares[0].places().tolist() == [0, 3, 4, 5, 10, 11]
-    for share in shares:
-        assert torch.equal(whole.documents()[share.places()], share.documents())
-    together = torch.cat([share.places() for share in shares])
-    assert together.sort().values.tolist() == list(range(12))
+@pytest.mark.parametrize(("first", "last"), [(True, True), (True, False), (False, False), (False, True)])
+def test_a_stage_gets_what_it_needs_of_its_tokens(
+    monkeypatch: pytest.MonkeyPatch, first: bool, last: bool
+) -> None:
+    monkeypatch.setattr(module.mpu, "is_pipeline_first_stage", lambda: first)
+    monkeypatch.setattr(module.mpu, "is_pipeline_last_stage", lambda: last)
+    monkeypatch.setattr(module.mpu, "get_context_parallel_rank", lambda: 1)
+    names = ("tokens", "labels", "loss_mask", "position_ids")
+    drawn = {name: torch.arange(24).view(2, 12) + 100 * number for number, name in enumerate(names)}
+    # Boundaries are filled up at the end, so that every item has the same width.
+    drawn["cu_seqlens"] = torch.tensor([[0, 4, 12, 12], [0, 12, 12, 12]], dtype=torch.int32)
+    drawn["max_seqlen"] = torch.tensor([8, 12])
+    found = next_batch(iter([drawn]), Namespace(context_parallel_size=2))
+    assert found.packed.lengths == (4, 8, 12)
+    own = [1, 2, 6, 7, 8, 9, 15, 16, 17, 18, 19, 20]
+    for number, name in enumerate(names):
+        value = getattr(found, name)
+        if name in (("tokens", "position_ids") if first else ()) + (("labels", "loss_mask") if last else ()):
+            assert value.tolist() == [[100 * number + place for place in own]]
+        else:
+            assert value is None

@@ -84,7 +84,7 @@ def test_context_parallel_ranks_add_up_to_the_whole(monkeypatch: pytest.MonkeyPa
     shares = []
     for rank in range(2):
         share = batch([16], cp_size=2, cp_rank=rank)
-        shares.append((ValidationReport(ARGS)(share, losses[share.places()]), training_report()))
+        shares.append((ValidationReport(ARGS)(share, losses[share.packed.local_indices]), training_report()))
     total = shares[0][0]["long window loss at 4-8"] + shares[1][0]["long window loss at 4-8"]
     assert total.tolist() == [4 + 5 + 6 + 7, 4]
 
