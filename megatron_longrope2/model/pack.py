@@ -10,7 +10,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-@dataclass(eq=False)
+@dataclass(kw_only=True)
 class DocumentPack(PackedSeqParams):
     """Upstream's description of a pack, with all that a layer would otherwise read back from the device.
 
@@ -33,15 +33,15 @@ class DocumentPack(PackedSeqParams):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    lengths: tuple[int, ...] = ()
-    positions: Tensor | None = None
-    document_lengths: Tensor | None = None
-    queries: tuple[int, ...] = ()
-    keys: tuple[int, ...] = ()
-    query_boundaries: Tensor | None = None
-    key_boundaries: Tensor | None = None
-    local_indices: Tensor | None = None
-    key_indices: Tensor | None = None
+    lengths: tuple[int, ...]
+    positions: Tensor
+    document_lengths: Tensor
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    query_boundaries: Tensor
+    key_boundaries: Tensor
+    local_indices: Tensor | None
+    key_indices: Tensor | None
 
     @staticmethod
     @lru_cache(maxsize=8)  # batch rows are of one length in every layer
@@ -103,7 +103,6 @@ def longer_than(pack: DocumentPack, length: int) -> Tensor | bool:
     answers = {document > length for document in pack.lengths}
     if len(answers) == 1:
         return answers.pop()
-    assert pack.document_lengths is not None
     return (pack.document_lengths > length)[:, None, None, None]
 
 

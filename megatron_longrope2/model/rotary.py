@@ -38,7 +38,7 @@ class ActiveFactors:
         return "long" if length > self.factors.original_length else "short"
 
     def inv_freq(self, window: Window) -> Tensor:
-        """Rescaled angle per token of each dimension: float32 [rotary_dim / 2]; learned ones carry gradient."""
+        """Rescaled angle per token of each dimension: float32 [rotary_dim / 2], with gradient if learned."""
         if window == "long" and self.learned is not None:
             factor: Any = self.learned.factor()
         else:
@@ -129,7 +129,7 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
         )
 
     def get_freqs_non_repeated(self, max_seq_len: int | DocumentPack, offset: int = 0) -> Tensor:
-        """Angles, float32 [tokens, rotary_dim / 2], of this rank's tokens of a pack, or of so many positions."""
+        """Angles of this rank's tokens of a pack, or of so many positions: float32 [tokens, rotary_dim / 2]."""
         active = self.active
         if isinstance(max_seq_len, DocumentPack):
             is_long = longer_than(max_seq_len, self.factors.original_length)

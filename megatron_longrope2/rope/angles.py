@@ -1,8 +1,8 @@
 """Rotation angles, bit for bit as the readers of an export form them. Needs torch.
 
 transformers (`modeling_rope_utils.py`, 5.x and 4.5x) and vLLM multiply a float32 position by a float32
-frequency. At position 131071 that is up to 6e-3 of a radian off, about what bfloat16's cosine is off anyway; a
-model trained with other angles than it is deployed with would differ by more than by rounding.
+frequency. At position 131071 that is up to 6e-3 of a radian off, about what bfloat16's cosine is off anyway;
+a model trained with other angles than it is deployed with would differ by more than by rounding.
 """
 
 from collections.abc import Sequence

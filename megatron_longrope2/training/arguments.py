@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.training.arguments import add_megatron_arguments
-from megatron.training.utils import warn_rank_0
 
 from megatron_longrope2.data.manifest import Pool, load_mix_pools
 from megatron_longrope2.errors import InputError, naming

@@ -1,15 +1,14 @@
 """From the data loader's items to what a pipeline stage's forward pass takes.
 
 In Megatron-LM `pretrain_gpt.py` does this, which is not part of the wheel. There one tensor-parallel rank
-reads and broadcasts; here every rank has a data loader of the same segments, so that the documents' boundaries
-are known on the host and nothing has to be read back from the device.
+reads and broadcasts; here every rank has a data loader of the same segments, so that the documents'
+boundaries are known on the host and nothing has to be read back from the device.
 """
 
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from megatron.core import mpu
 from megatron.core.utils import flatten_batch_for_packed_sequences
 from torch import Tensor

@@ -24,7 +24,6 @@ TRACE = 1e-20
 def in_window(batch: Batch, window: Window, original_length: int) -> Tensor:
     """Which of this rank's tokens belong to documents of the window, bool [n]."""
     lengths = batch.packed.document_lengths
-    assert lengths is not None
     return lengths > original_length if window == "long" else lengths <= original_length
 
 

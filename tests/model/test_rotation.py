@@ -124,7 +124,7 @@ class Operations(TorchDispatchMode):
     def _set(self, counts: bool) -> None:
         self._counts = counts
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += self._counts
         assert not self._counts or function is not torch.ops.aten._local_scalar_dense.default, (
             "a layer reads a number back from the device"
