@@ -61,6 +61,7 @@ class Processes:
     def __init__(self, *command: object, ranks: int = 1, env: Mapping[str, str] | None = None) -> None:
         self.command = [str(word) for word in command]
         self._folder = Path(tempfile.mkdtemp(prefix="processes-"))
+        streams = [str(self._folder / name) for name in ("stdout", "stderr")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             environment.pop(name, None)
@@ -75,10 +76,7 @@ class Processes:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            arguments = (self.command, environment | (own if ranks > 1 else {}), str(self._folder))
-            process = _context.Process(target=_main, args=arguments)
-            process.start()
-            self.ranks.append(process)
+            self.ranks.append(fork(self.command, environment | (own if ranks > 1 else {}), streams))
 
     @property
     def running(self) -> bool:
@@ -116,13 +114,28 @@ class Processes:
         return (self._folder / stream).read_text(errors="replace") if (self._folder / stream).exists() else ""
 
 
-def _main(command: list[str], environment: dict[str, str], folder: str) -> None:
+def fork(
+    command: list[str], environment: Mapping[str, str], streams: list[str], folder: str = str(ROOT)
+) -> BaseProcess:
+    """Start a command in a forked process.
+
+    Args:
+        environment: beside what importing Megatron has set.
+        streams: the files that take standard output and standard error.
+        folder: the working directory.
+    """
+    process = _context.Process(target=_main, args=(command, environment, streams, folder))
+    process.start()
+    return process
+
+
+def _main(command: list[str], environment: Mapping[str, str], streams: list[str], folder: str) -> None:
     """In the forked process: become the command."""
-    os.environ.update(environment)  # beside what importing Megatron has set
+    os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
-    os.chdir(ROOT)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+    os.chdir(folder)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

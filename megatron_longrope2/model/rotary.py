@@ -129,7 +129,7 @@ class LongRoPE2RotaryEmbedding(RotaryEmbedding):
         )
 
     def get_freqs_non_repeated(self, max_seq_len: int | DocumentPack, offset: int = 0) -> Tensor:
-        """Angles of this rank's tokens of a pack, or of so many positions: float32 [tokens, rotary_dim / 2]."""
+        """Angles of a pack's tokens here, or of so many positions: float32 [tokens, rotary_dim / 2]."""
         active = self.active
         if isinstance(max_seq_len, DocumentPack):
             is_long = longer_than(max_seq_len, self.factors.original_length)

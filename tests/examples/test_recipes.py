@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import GIB
 from megatron_longrope2.planning.plan import Row, plan
 from megatron_longrope2.planning.settings import GpuName, PlanSettings
-from tests.distributed.launch import ROOT, free_port
+from tests.forked_python import forked_python
+from tests.processes import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
 BASE, BOOKS = EXAMPLES / "tiny_cpu/base", EXAMPLES / "tiny_cpu/books"
@@ -95,8 +97,15 @@ def test_the_table_of_layouts_is_the_planners(recipe: str) -> None:
                 assert f"{row.memory.total / GIB:.0f}" == gib, layout
 
 
+@pytest.fixture
+def python() -> Iterator[str]:
+    """Whose start costs nothing."""
+    with forked_python() as path:
+        yield str(path)
+
+
 @pytest.mark.slow
-def test_the_stages_run(tmp_path: Path) -> None:
+def test_the_stages_run(tmp_path: Path, python: str) -> None:
     text = tmp_path / "text/bible"
     text.mkdir(parents=True)
     verses = (BOOKS / "train/01_genesis.txt").read_text().splitlines()
@@ -122,7 +131,8 @@ def test_the_stages_run(tmp_path: Path) -> None:
         "NODES": "1",
         "GPUS_PER_NODE": "2",
         "WORKERS": "1",
-        "PYTHON": str(ROOT / ".venv/bin/python"),
+        "PYTHON": python,
+        "PYTHON_EXEC": python,  # torchrun's ranks
     }
     stage("phi3_mini", "1_import", environment)
     stage("phi3_mini", "2_preprocess", environment)

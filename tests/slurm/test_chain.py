@@ -16,6 +16,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_longrope2.files import read_json
 from megatron_longrope2.launch.run_folder import load_chain, stage_report
+from tests.forked_python import forked_python
 from tests.processes import ROOT, Processes
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import processes
@@ -26,17 +27,22 @@ STEPS = 20
 # A machine that is busy with other things takes several times as long.
 PATIENCE = 900
 
-SETTINGS = (
-    (ROOT / "slurm/tiny_cpu.toml")
-    .read_text()
-    .replace('"../runs/slurm_tiny"', '"run"')
-    .replace("{here}/../.venv/bin/python", sys.executable)
-    .replace("{here}/..", str(ROOT))
-    .replace('"../', f'"{ROOT}/')
-    # One process, and long enough to be interrupted.
-    .replace('nodes = 2\noptions = "--samples 2', 'options = "--samples 2')
-    .replace("--iterations 1 ", "--iterations 40 ")
-)
+
+@pytest.fixture(scope="module")
+def settings() -> Iterator[str]:
+    """The tiny example's, with a Python that has imported Megatron already."""
+    with forked_python() as python:
+        yield (
+            (ROOT / "slurm/tiny_cpu.toml")
+            .read_text()
+            .replace('"../runs/slurm_tiny"', '"run"')
+            .replace("{here}/../.venv/bin/python", str(python))
+            .replace("{here}/..", str(ROOT))
+            .replace('"../', f'"{ROOT}/')
+            # One process, and long enough to be interrupted.
+            .replace('nodes = 2\noptions = "--samples 2', 'options = "--samples 2')
+            .replace("--iterations 1 ", "--iterations 40 ")
+        )
 
 
 def longrope2(cluster: Cluster, *words: object) -> tuple[int, str]:
@@ -106,8 +112,8 @@ def saved(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def test_the_chain_survives(cluster: Cluster, tmp_path: Path) -> None:
-    no_pools = SETTINGS.replace("{run}/data/", "{run}/other/").replace("/needles/train", "/needles/other")
+def test_the_chain_survives(cluster: Cluster, settings: str, tmp_path: Path) -> None:
+    no_pools = settings.replace("{run}/data/", "{run}/other/").replace("/needles/train", "/needles/other")
     bad_search = no_pools.replace(
         'options = "--samples 2', 'processes_per_node = 2\noptions = "--samples two'
     )
@@ -131,7 +137,7 @@ def test_the_chain_survives(cluster: Cluster, tmp_path: Path) -> None:
     assert status == 2
     assert "--resume" in output
 
-    _, jobs = submit(cluster, tmp_path, SETTINGS, "--resume")
+    _, jobs = submit(cluster, tmp_path, settings, "--resume")
     assert list(jobs) == ["train", "export", "evaluate"]
     command = without_slurm(run, "train", "checkpoints", whole)
     with meanwhile(2, *command, "--save-interval", str(STEPS)):
@@ -194,7 +200,7 @@ def kill_a_rank(cluster: Cluster, run: Path, job: str) -> None:
     (rank,) = [
         pid
         for pid, command in processes(SLURM_JOB_ID=job, SLURM_PROCID="1")
-        if command.startswith(f"{sys.executable} -m megatron_longrope2 train")
+        if " -m megatron_longrope2 train" in command
     ]
     os.kill(rank, signal.SIGKILL)
     killed = time.monotonic()
@@ -231,15 +237,15 @@ def check_training(run: Path, job: str, whole: Path) -> None:
         assert torch.equal(tensor, found[name]), name
 
 
-def test_refused_before_anything_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+def test_refused_before_anything_is_submitted(cluster: Cluster, settings: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     for text, message in (
-        (SETTINGS.replace('"tiny"\nwarning', '"tinny"\nwarning'), "no partition 'tinny' on this cluster"),
+        (settings.replace('"tiny"\nwarning', '"tinny"\nwarning'), "no partition 'tinny' on this cluster"),
         (
-            SETTINGS.replace('run = "run"', 'run = "settings.toml/run"'),
+            settings.replace('run = "run"', 'run = "settings.toml/run"'),
             "job.sh: cannot be written: Not a directory",
         ),
-        (SETTINGS.replace("[slurm]\n", '[slurm]\noptions = ["--no-such-option"]\n'), "sbatch: "),
+        (settings.replace("[slurm]\n", '[slurm]\noptions = ["--no-such-option"]\n'), "sbatch: "),
     ):
         file.write_text(text)
         status, output = longrope2(cluster, "submit", file)
