@@ -51,5 +51,5 @@ setup(
         "eval": ["lm-eval>=0.4.13", "wonderwords", "nltk"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
     },
-    entry_points={"console_scripts": ["longrope2 = megatron_longrope2.cli:main"]},
+    entry_points={"console_scripts": ["longrope2 = megatron_longrope2.cli:run_main"]},
 )

@@ -1,6 +1,6 @@
 """`python -m megatron_longrope2 VERB`."""
 
-from megatron_longrope2.cli import main
+from megatron_longrope2.cli import run_main
 
 if __name__ == "__main__":
-    main()
+    run_main()

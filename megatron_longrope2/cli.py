@@ -92,19 +92,18 @@ def _last_occurrence(kind: Any, tokens: Sequence[Token]) -> Any:
     return convert(kind, tokens[starts[-1] if starts else 0 :])
 
 
-def main() -> None:
-    """Run `longrope2` on `sys.argv`."""
-    run_main(longrope2())
-
-
-def run_main(app: App) -> None:
+def run_main(app: App | None = None) -> None:
     """Run a command line on `sys.argv`; bad input ends it with one line on stderr and exit status 2.
 
     Under torchrun or srun every process meets the same mistake. The first one of each machine says so, and
     the launcher ends the others; one that is still there after `OTHERS_WAIT` met it alone, and says so.
 
     A reader that has seen enough of the output (`| head`) ends the command without a traceback, status 1.
+
+    Args:
+        app: `longrope2` by default.
     """
+    app = app or longrope2()
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -23,7 +23,7 @@ from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
-from megatron_longrope2.cli import main
+from megatron_longrope2.cli import run_main
 from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, rope_changes, save_model
@@ -385,7 +385,7 @@ def test_command_line_ends_with_one_line_and_status_2(
     arguments = ["longrope2", verb, option, str(tmp_path / "empty"), "--save-dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_main()
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings, VerifySettings
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
-from megatron_longrope2.cli import main
+from megatron_longrope2.cli import run_main
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, save_model
 from tests.processes import longrope2
@@ -76,13 +76,13 @@ def test_structure_only_reads_no_weights(
     monkeypatch.setattr("megatron_longrope2.checkpoint.megatron_files.MegatronTensors.read", no_weights)
     arguments = ["longrope2", "verify", str(folders["back"]), str(folders["megatron"]), "--structure-only"]
     monkeypatch.setattr(sys, "argv", arguments)
-    main()
+    run_main()
     assert "same tensors, shapes and RoPE" in capsys.readouterr().out
     monkeypatch.setattr(
         sys, "argv", ["longrope2", "verify", str(folders["hf"]), str(folders["megatron"]), "--structure-only"]
     )
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_main()
     assert ended.value.code == 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_longrope2.cli import main
+from megatron_longrope2.cli import run_main
 from megatron_longrope2.rope import load_factors, make_factors
 
 CONFIG: dict[str, Any] = {
@@ -35,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["longrope2", "factors", *words])
     try:
-        main()
+        run_main()
     except SystemExit as end:
         return int(end.code or 0)
     return 0
