@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoint": ("rope", "model"),
     "training": ("rope", "model", "data"),
     "evaluation": ("rope", "model", "data", "scoring", "checkpoint"),
-    "planning": ("rope", "model", "checkpoint"),
+    "planning": ("rope", "model", "data", "checkpoint"),
     "launch": ("rope", "data", "checkpoint"),
 }
 

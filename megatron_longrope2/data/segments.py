@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from megatron_longrope2.data.dealing import deal
 from megatron_longrope2.data.manifest import Pool
 from megatron_longrope2.data.packing import pack_cut, pack_whole, round_up
 from megatron_longrope2.data.pools import open_pool
@@ -28,6 +29,9 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.tables import text_table
 
 _LONGEST_PATTERN = 10_000_000
+
+# What a segment is made of: for each piece (document, offset in it, tokens).
+Pieces = list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class SegmentConfig:
         seed: seed of the packing, of each epoch's order and of the order of the pools.
         context_parallel_size: CP ranks that share a segment.
         sequence_parallel_size: the tensor-parallel size where sequence parallelism is on, otherwise 1.
+        data_parallel_size, micro_batch_size: how a global batch is dealt out; the batches' contents and the
+            losses do not depend on it.
         long_window_attention: "full" or "document", see the module's docstring.
         repeat: whether a pool may be read again when the run needs more segments than it has.
         vocab_size: the model's; pools with larger token ids are refused. None: not checked.
@@ -58,6 +64,8 @@ class SegmentConfig:
     seed: int
     context_parallel_size: int = 1
     sequence_parallel_size: int = 1
+    data_parallel_size: int = 1
+    micro_batch_size: int = 1
     long_window_attention: Literal["full", "document"] = "full"
     repeat: bool = False
     vocab_size: int | None = None
@@ -214,6 +222,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.config = config
         self._num_samples = num_samples
         self._pad_id = pad_id
+        self._dealt: tuple[int, list[tuple[_PackedPool, Pieces]]] | None = None
         used = [(i, pool) for i, pool in enumerate(config.pools) if pool.weight]
         self._pools = [_PackedPool(pool, config, (config.seed, i)) for i, pool in used]
         self._order = PoolOrder([pool.weight for _, pool in used], config.global_batch_size, config.seed)
@@ -234,9 +243,29 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return self._num_samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        which, sample = self._order.locate(int(index))
-        pool = self._pools[which]
-        return self._assemble(pool, pool.packing.pieces(pool.segment(sample)))
+        block, place = divmod(int(index), self.config.global_batch_size)
+        if self._dealt is None or self._dealt[0] != block:
+            self._dealt = block, self._deal(block)
+        return self._assemble(*self._dealt[1][place])
+
+    def _deal(self, block: int) -> list[tuple[_PackedPool, Pieces]]:
+        """A global batch in the order in which Megatron deals it to the data-parallel ranks.
+
+        All segments have the same number of tokens, so that the ranks' work differs by attention only.
+        """
+        size, batch = self.config.global_batch_size, []
+        for index in range(block * size, (block + 1) * size):
+            which, sample = self._order.locate(index)
+            pool = self._pools[which]
+            batch.append((pool, pool.packing.pieces(pool.segment(sample))))
+        if self.config.data_parallel_size == 1:
+            return batch
+        squares = [
+            float(self.config.target_length**2) if pool.one_span else sum(float(n) ** 2 for *_, n in pieces)
+            for pool, pieces in batch
+        ]
+        order = deal(squares, self.config.data_parallel_size, self.config.micro_batch_size)
+        return [batch[number] for number in order]
 
     def table(self) -> str:
         """One row a pool: its size, what packing wastes and drops, and how often the run reads it."""
@@ -256,7 +285,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         ]
         return text_table(list(rows[0]), [list(row.values()) for row in rows], left=2)
 
-    def _assemble(self, pool: _PackedPool, pieces: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+    def _assemble(self, pool: _PackedPool, pieces: Pieces) -> dict[str, torch.Tensor]:
         length, limit = self.config.target_length, self.config.original_length
         tokens = np.full(length, self._pad_id, dtype=np.int64)
         labels = np.full(length, self._pad_id, dtype=np.int64)

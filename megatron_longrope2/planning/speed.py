@@ -11,12 +11,13 @@ from graphlib import TopologicalSorter
 
 import numpy as np
 
+from megatron_longrope2.data.dealing import deal
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import BF16, FLOAT32
 from megatron_longrope2.planning.settings import GpuName, PlanSettings
 
-# Number of simulated global batches: windows fall at random on data-parallel ranks and pipeline stages.
+# Number of simulated global batches: a rank's windows come in random order through its pipeline.
 DRAWS = 10
 
 # A pass of the pipeline: its stage, whether it is the forward one, its micro-batch.
@@ -54,7 +55,7 @@ class Step:
     Attributes:
         linear, attention: arithmetic.
         tensor, context, data: traffic of each kind of parallelism that is not hidden behind arithmetic.
-        imbalance: waiting for the data-parallel rank that drew the most long segments.
+        imbalance: waiting for the data-parallel rank that has the most long segments.
         bubble: idle pipeline stages, uneven micro-batches included.
     """
 
@@ -106,19 +107,21 @@ def step_time(model: ModelDims, layout: Layout, settings: PlanSettings) -> Step:
 
 
 def schedule(costs: np.ndarray, ranks: int, stages: int) -> tuple[float, float]:
-    """Deal micro-batches out at random and run them one-forward-one-backward on every data-parallel rank.
+    """Deal micro-batches out as training does, and run them one-forward-one-backward on every rank.
 
     Args:
         costs: seconds of each micro-batch of the global batch on one pipeline stage.
         ranks, stages: data-parallel ranks and pipeline stages.
 
     Returns:
-        Arithmetic of the busiest rank, and the time until the last rank is done: means over draws, seconds.
+        Arithmetic of the busiest rank, and the time until the last rank is done: means over random orders of
+        the global batch, seconds.
     """
     rng = np.random.default_rng(0)
     busiest, longest = [], []
     for _ in range(DRAWS):
-        dealt = rng.permutation(costs).reshape(ranks, -1)
+        batch = rng.permutation(costs)
+        dealt = batch[deal(batch.tolist(), ranks)].reshape(-1, ranks).T
         busiest.append(dealt.sum(1).max())
         longest.append(max(_one_forward_one_backward(rank.tolist(), stages) for rank in dealt))
     return float(np.mean(busiest)), float(np.mean(longest))

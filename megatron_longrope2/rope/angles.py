@@ -21,7 +21,7 @@ def inverse_frequencies(
         rope_base: base of the original angles.
         device: where the result is wanted; by default where `factor` is.
     """
-    factor = torch.as_tensor(factor, dtype=torch.float32, device=device)
+    factor = torch.as_tensor(factor, device=device).float()
     # On the CPU, whatever the device: powers differ in the last bit elsewhere.
     exponents = torch.arange(0, 2 * len(factor), 2).float() / (2 * len(factor))
     return 1.0 / (factor * (rope_base**exponents).to(factor.device))

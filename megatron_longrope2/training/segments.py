@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from megatron.core.datasets.utils import Split
@@ -32,7 +33,11 @@ def segment_provider(args: Namespace) -> Provider:
     if not needed:
         raise InputError("--train-iters: the run's length is missing; give --train-iters or --train-samples")
     pools, repeat = training_pools(args)
-    training = SegmentDataset(_config(args, pools, repeat=repeat), needed, pad_id=0)
+    config = _config(args, pools, repeat=repeat)
+    dealt = replace(
+        config, data_parallel_size=args.data_parallel_size, micro_batch_size=args.micro_batch_size
+    )
+    training = SegmentDataset(dealt, needed, pad_id=0)
     validation = None
     if args.eval_iters:
         one_pass = args.eval_iters * args.eval_global_batch_size
@@ -64,6 +69,7 @@ def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> Segmen
         seed=args.seed,
         context_parallel_size=args.context_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 1,
+        micro_batch_size=args.micro_batch_size,
         long_window_attention=args.long_window_attention,
         repeat=repeat,
         vocab_size=args.vocab_size or get_tokenizer().vocab_size,

@@ -205,3 +205,29 @@ def test_a_pool_of_weight_zero_is_not_read(pools: tuple[Pool, ...]) -> None:
 def test_bad_configuration_is_refused(pools: tuple[Pool, ...], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SegmentDataset(configuration(pools, **changes), 1000, pad_id=PAD)
+
+
+@pytest.mark.parametrize("attention", ["full", "document"])
+def test_dealing_changes_neither_batches_nor_segments_and_evens_the_ranks(
+    pools: tuple[Pool, ...], attention: str
+) -> None:
+    config = configuration(pools, global_batch_size=16, long_window_attention=attention)
+    plain = SegmentDataset(config, 48, pad_id=PAD)
+    dealt = SegmentDataset(replace(config, data_parallel_size=4, micro_batch_size=2), 48, pad_id=PAD)
+
+    def batches(dataset: SegmentDataset) -> list[list[dict[str, torch.Tensor]]]:
+        return [[dataset[16 * block + place] for place in range(16)] for block in range(3)]
+
+    def rank_work(batch: list[dict[str, torch.Tensor]]) -> list[int]:
+        work = [sum((end - start) ** 2 for start, end in spans(item)) for item in batch]
+        return [sum(work[place] for place in range(16) if place // 2 % 4 == rank) for rank in range(4)]
+
+    spread = []
+    for before, after in zip(batches(plain), batches(dealt), strict=True):
+        hashes = [sorted(item["tokens"].numpy().tobytes() for item in batch) for batch in (before, after)]
+        assert hashes[0] == hashes[1]
+        spread.append([max(rank_work(batch)) - min(rank_work(batch)) for batch in (before, after)])
+    assert all(after <= before for before, after in spread), spread
+    assert sum(after for _, after in spread) < 0.5 * sum(before for before, _ in spread), spread
+    # A run is resumed anywhere.
+    assert torch.equal(SegmentDataset(dealt.config, 48, pad_id=PAD)[37]["tokens"], dealt[37]["tokens"])

@@ -34,13 +34,17 @@ def test_a_complete_run_reads_nothing_more(parse: Parse, pools: Path) -> None:
     assert provide([12, 0, 0]) == (None, None, None)
 
 
-def test_only_the_first_tensor_parallel_rank_reads(
-    parse: Parse, pools: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_every_tensor_parallel_rank_reads(
+    parse: Parse, pools: Path, monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    args = parse("--tensor-model-parallel-size", "2", "--pool", "short", "1", pools / "short")
-    assert segment_provider(args)([48, 0, 0]) == (None, None, None)
+    monkeypatch.setenv("RANK", rank)
+    options = ("--tensor-model-parallel-size", "2", "--repeat-data", "--pool", "short", "1", pools / "short")
+    provider = segment_provider(parse(*options))
+    assert provider.is_distributed
+    training, _, _ = provider([48, 0, 0])
+    assert len(training) == 48
 
 
 @pytest.mark.parametrize(
