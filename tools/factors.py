@@ -10,7 +10,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
 from megatron_longrope2.rope.hf import factors_to_hf, merge_into_hf, read_config, read_rope
 from megatron_longrope2.rope.load import published_names
-from megatron_longrope2.rope.methods import Method
+from megatron_longrope2.rope.methods import Method, with_longrope_attention
 from megatron_longrope2.rope.options import Model
 from megatron_longrope2.rope.tables import comparison_table, factor_table, summary
 
@@ -112,6 +112,7 @@ def convert(
     *,
     output: Path,
     to: Literal["json", "csv", "hf"] | None = None,
+    longrope_attention_factor: bool = False,
     split_attention: bool = False,
     model: Model = ANY_MODEL,
 ) -> None:
@@ -122,10 +123,15 @@ def convert(
         to: The format to write. The format hf is the config.json of --hf-dir with its RoPE replaced, or the
             RoPE fields alone without that option. If not given, the suffix of the output decides between csv
             and json.
+        longrope_attention_factor: Multiply cosine and sine of both windows by sqrt(1 + ln s / ln L), where L
+            is the original length and s the target length / L, as the code of LongRoPE2's authors does; the
+            paper has no such factor.
         split_attention: In the format hf, allow attention factors that differ between the windows. vLLM reads
             the pair; plain transformers applies the long one to both windows.
     """
     held = model.load(factors)
+    if longrope_attention_factor:
+        held = with_longrope_attention(held)
     if to != "hf":
         held.save(output, to)
     elif model.hf_dir is None:

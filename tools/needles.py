@@ -16,9 +16,11 @@ def main(*, settings: NeedleSettings) -> None:
     from megatron_longrope2.data.needles import NeedleSampler
     from megatron_longrope2.data.pools import write_documents
     from megatron_longrope2.data.tokenizer import load_tokenizer
+    from megatron_longrope2.data.wording import wording
 
     tokenizer, books = load_tokenizer(settings.tokenizer), read_books(settings.books)
-    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys=settings.keys)
+    sentences = wording(settings.needle_wording)
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys=settings.keys, wording=sentences)
     samples = sampler.samples(settings.samples, settings.lengths, settings.needle_depths)
     documents = (sample.tokens.numpy() for sample in tqdm(samples, "needles", settings.samples))
     count = write_documents(settings.output, documents, vocab_size=len(tokenizer))

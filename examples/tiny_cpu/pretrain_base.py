@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.cli import run_main
 from megatron_longrope2.data.documents import Document, read_books
-from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, NeedleSampler, key_pool
+from megatron_longrope2.data.needles import NeedleSampler, key_pool
+from megatron_longrope2.data.wording import SHORT
 from megatron_longrope2.files import replacing
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ def make_tokenizer(books: list[Document], settings: Settings) -> PreTrainedToken
     )
     rng = random.Random(settings.seed)
     sentences = [
-        (OPENING + NEEDLE + QUESTION).format(key=key, value=rng.randrange(10**6, 10**7))
+        (SHORT.opening + SHORT.needle + SHORT.question).format(key=key, value=rng.randrange(10**6, 10**7))
         for key in key_pool("train")
     ]
     tokenizer.train_from_iterator([book.text for book in books] + sentences, trainer)

@@ -1,8 +1,8 @@
 """Needle samples: real book text with a hidden fact and a question about it, exactly T tokens long.
 
 The search's objective and the needle evaluation score only the answer tokens of these samples (LongRoPE2,
-arXiv 2502.20082, section 3.2). One wording is used everywhere; it is short, so that a window of 96 tokens
-still holds text.
+arXiv 2502.20082, section 3.2). The wording is short by default, so that a window of 96 tokens still holds
+text.
 """
 
 import hashlib
@@ -18,14 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from megatron_longrope2.data.documents import Document
 from megatron_longrope2.data.settings import Keys
 from megatron_longrope2.data.tokenizer import leading_bos
+from megatron_longrope2.data.wording import SHORT, Wording
 from megatron_longrope2.errors import InputError
 
 # A needle moves at most this many tokens from the requested depth to the start of a word.
 WORD_SEARCH = 16
-
-OPENING = "A magic number is hidden in this text.\n"
-NEEDLE = "\nThe magic number for {key} is: {value}.\n"
-QUESTION = "\nWhat is the magic number for {key}? The magic number for {key} is: "
 
 HELD_OUT_SHARE = 0.2
 
@@ -45,9 +42,9 @@ ADJECTIVES = _ADJECTIVES.split()
 NOUNS = _NOUNS.split()
 
 
-def key_pool(keys: Keys) -> list[str]:
+def key_pool(keys: Keys, joint: str = " ") -> list[str]:
     """The adjective-noun keys of one split; 20 % of all are held out, always the same ones."""
-    every = [f"{adjective} {noun}" for adjective, noun in product(ADJECTIVES, NOUNS)]
+    every = [f"{adjective}{joint}{noun}" for adjective, noun in product(ADJECTIVES, NOUNS)]
     by_hash = sorted(every, key=lambda key: hashlib.sha256(key.encode()).digest())
     count = round(HELD_OUT_SHARE * len(by_hash))
     return {"held_out": by_hash[:count], "train": by_hash[count:], "all": by_hash}[keys]
@@ -95,6 +92,7 @@ class NeedleSampler:
         books: the texts, at least one.
         seed: seed of books, places, keys and numbers.
         keys: which keys to hide numbers for, see `key_pool`.
+        wording: the sentences around the text.
 
     Raises:
         InputError: the tokenizer cannot tell where its tokens come from.
@@ -107,13 +105,15 @@ class NeedleSampler:
         *,
         seed: int = 0,
         keys: Keys = "all",
+        wording: Wording = SHORT,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: has no character offsets; use a fast one (tokenizer.json)")
         self.tokenizer = tokenizer
         self.seed = seed
-        self._keys = key_pool(keys)
-        self._head = [*leading_bos(tokenizer), *self._encode(OPENING)[0]]
+        self.wording = wording
+        self._keys = key_pool(keys, wording.joint)
+        self._head = [*leading_bos(tokenizer), *self._encode(wording.opening)[0]]
         shuffled = random.Random(f"books/{seed}").sample(list(books), len(books))
         self._books = [self._tokenize(book) for book in shuffled]
 
@@ -131,7 +131,7 @@ class NeedleSampler:
         rng = random.Random(f"sample/{self.seed}/{index}")
         (key,) = rng.sample(self._keys, 1)
         value = str(rng.randrange(10**6, 10**7))
-        line = self._encode(NEEDLE.format(key=key, value=value))[0]
+        line = self._encode(self.wording.needle.format(key=key, value=value))[0]
         tail, answer = self._question(key, value)
         room = length - len(self._head) - len(line) - len(tail)
         if room < 1:
@@ -183,7 +183,7 @@ class NeedleSampler:
 
     def _question(self, key: str, value: str) -> tuple[list[int], np.ndarray]:
         """Ids of the question and the answer that ends the text, and which of them are the answer's: bool."""
-        asked = QUESTION.format(key=key)
+        asked = self.wording.question.format(key=key)
         ids, offsets = self._encode(asked + value)
         # A token may hold more than the value (its space) or less (a digit, a byte): ask the offsets.
         return ids, (offsets[:, 0] < len(asked) + len(value)) & (offsets[:, 1] > len(asked))

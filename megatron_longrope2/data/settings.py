@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 from megatron_longrope2.errors import InputError
 
 Keys = Literal["train", "held_out", "all"]
+WordingName = Literal["short", "ruler"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class NeedleSettings:
             depths, the samples go round them.
         keys: Which keys the hidden numbers may have. A fixed fifth of all keys is held_out for evaluation,
             train is the rest.
+        needle_wording: The sentences around the text: short ones, or those of RULER's single-number task, as
+            the installed lm-evaluation-harness has them (the paper's Appendix C).
         seed: Seed of books, places, keys and numbers.
     """
 
@@ -114,4 +117,5 @@ class NeedleSettings:
     samples: PositiveInt = 10
     needle_depths: tuple[float, ...] = (0.0,)
     keys: Keys = "all"
+    needle_wording: WordingName = "short"
     seed: int = 0

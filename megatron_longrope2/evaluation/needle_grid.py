@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.wording import wording
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.records import Measured
@@ -169,7 +170,13 @@ def measure_needle(subject: LoadedSubject, texts: TextSettings, settings: Needle
     """
     beyond = subject.beyond_window(settings.lengths)
     depths = [place / max(settings.depths - 1, 1) for place in range(settings.depths)]
-    sampler = NeedleSampler(subject.tokenizer, subject.books(texts), seed=texts.seed, keys="held_out")
+    sampler = NeedleSampler(
+        subject.tokenizer,
+        subject.books(texts),
+        seed=texts.seed,
+        keys="held_out",
+        wording=wording(settings.needle_wording),
+    )
     grid = measure_needles(subject.scorer, sampler, settings.lengths, depths, settings.repetitions)
     lines = [
         f"needles at {length} tokens: {part.accuracy:.1%} right, perplexity {part.perplexity:.4g}"

@@ -8,6 +8,7 @@ from typing import Literal
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 
+from megatron_longrope2.data.settings import WordingName
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.options import options
@@ -80,11 +81,14 @@ class NeedleSettings:
         lengths: Lengths of the samples, tokens.
         depths: Number of depths, evenly from the text's start to its end.
         repetitions: Samples at each length and depth.
+        needle_wording: The sentences around the text: short ones, or those of RULER's single-number task, as
+            the installed lm-evaluation-harness has them.
     """
 
     lengths: tuple[PositiveInt, ...]
     depths: PositiveInt = 10
     repetitions: PositiveInt = 10
+    needle_wording: WordingName = "short"
 
     def __post_init__(self) -> None:
         _check_distinct(self.lengths)

@@ -7,7 +7,13 @@ Also here, imported by name: `hf` (Hugging Face configs), `tables`, `plots` (nee
 from megatron_longrope2.rope.factors import AttentionFactor, RopeFactors, Window
 from megatron_longrope2.rope.frequencies import critical_dim
 from megatron_longrope2.rope.load import load_factors
-from megatron_longrope2.rope.methods import METHODS, make_factors, ntk_below, yarn_attention_factor
+from megatron_longrope2.rope.methods import (
+    METHODS,
+    make_factors,
+    ntk_below,
+    with_longrope_attention,
+    yarn_attention_factor,
+)
 
 __all__ = [
     "METHODS",
@@ -18,5 +24,6 @@ __all__ = [
     "load_factors",
     "make_factors",
     "ntk_below",
+    "with_longrope_attention",
     "yarn_attention_factor",
 ]

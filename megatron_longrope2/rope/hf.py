@@ -23,7 +23,13 @@ from megatron_longrope2.rope.factors import (
     RotaryDim,
 )
 from megatron_longrope2.rope.frequencies import FloatArray
-from megatron_longrope2.rope.methods import llama3_factors, pi_factors, yarn_attention_factor, yarn_factors
+from megatron_longrope2.rope.methods import (
+    llama3_factors,
+    longrope_attention_factor,
+    pi_factors,
+    yarn_attention_factor,
+    yarn_factors,
+)
 
 # Model types whose base transformers takes to be 10000 when the config is silent.
 _BASE_10000 = ("llama", "mistral", "phi3", "qwen2", "qwen3")
@@ -179,8 +185,7 @@ class LongRope(RescaledRope, frozen=True):
     long_mscale: Positive | None = None
 
     def windows(self) -> Windows:
-        default = math.sqrt(1 + math.log(self.scale) / math.log(self.original_length))
-        both = self.attention_factor or default
+        both = self.attention_factor or longrope_attention_factor(self.scale, self.original_length)
         pair = AttentionFactor(self.short_mscale or both, self.long_mscale or both)
         return self.long_factor, self.short_factor, pair
 

@@ -112,6 +112,19 @@ def yarn_attention_factor(scale: float) -> float:
     return 0.1 * math.log(scale) + 1
 
 
+def longrope_attention_factor(scale: float, original_length: int) -> float:
+    """What transformers' `longrope` and the code of LongRoPE2's authors multiply cosine and sine by, in both
+    windows: `sqrt(1 + ln(scale) / ln(original_length))`. The paper has no such factor.
+    """
+    return math.sqrt(1 + math.log(scale) / math.log(original_length))
+
+
+def with_longrope_attention(factors: RopeFactors) -> RopeFactors:
+    """The same vectors with `longrope_attention_factor` in both windows."""
+    value = longrope_attention_factor(factors.scale, factors.original_length)
+    return replace(factors, attention_factor=AttentionFactor(short=value, long=value))
+
+
 def ntk_below(g: float, critical_dim: int) -> FloatArray:
     """The factors below a critical dimension whose own factor is `g`: `g^(i/critical_dim)`, [critical_dim].
 

@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from megatron_longrope2.data.documents import read_books
 from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.wording import wording
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, load_model
-from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
+from megatron_longrope2.rope import RopeFactors, load_factors, make_factors, with_longrope_attention
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.search.evolution import Evolution
@@ -93,11 +94,13 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
     model = model or load(settings)
     tokenizer, chosen = model.tokenizer(), settings.space
     facts = model.factors.facts | {"target_length": settings.target_length}
-    space = SearchSpace(
-        make_factors("none", **facts), chosen.search_space, chosen.search_dims, chosen.fix_attention_factor
-    )
+    unscaled = make_factors("none", **facts)
+    if chosen.longrope_attention_factor:
+        unscaled = with_longrope_attention(unscaled)
+    space = SearchSpace(unscaled, chosen.search_space, chosen.search_dims, chosen.fix_attention_factor)
     books = read_books(settings.books)
-    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train")
+    sentences = wording(settings.objective.needle_wording)
+    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train", wording=sentences)
     if settings.objective.objective == "document":
         samples = document_samples(tokenizer, books, settings.samples, settings.target_length, settings.seed)
     else:
@@ -120,7 +123,7 @@ def _held_out(settings: SearchSettings, sampler: NeedleSampler) -> list[Sample]:
         return []
     books = read_books(objective.held_out_books or settings.books)
     seed = settings.seed + HELD_OUT_SEED
-    held_out = NeedleSampler(sampler.tokenizer, books, seed=seed, keys="held_out")
+    held_out = NeedleSampler(sampler.tokenizer, books, seed=seed, keys="held_out", wording=sampler.wording)
     drawn = held_out.samples(objective.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)
     return [Sample.from_needle(one) for one in drawn]
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 from cyclopts.validators import Number
 
+from megatron_longrope2.data.settings import WordingName
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.options import options
@@ -29,6 +30,8 @@ class ObjectiveSettings:
         needle_depths: Where the needles lie in their texts, from 0 (the start) to 1 (the end); the samples
             take the depths in turn. By default 0, as in the paper; for the gradient search 0, 0.25, 0.5, 0.75
             and 0.95.
+        needle_wording: The sentences around the text: short ones, or those of RULER's single-number task, as
+            the installed lm-evaluation-harness has them (the paper's Appendix C).
         held_out_books: Texts of the final comparison with the closed-form methods, in the same formats as
             --books; by default the same books, with other needles.
         held_out_samples: Number of needles of the final comparison; 0 leaves it out.
@@ -37,6 +40,7 @@ class ObjectiveSettings:
     objective: Literal["needle", "document"] = "needle"
     samples: PositiveInt | None = None
     needle_depths: tuple[float, ...] = ()
+    needle_wording: WordingName = "short"
     held_out_books: Path | None = None
     held_out_samples: NonNegativeInt = 64
 
@@ -52,11 +56,29 @@ class SpaceSettings:
         search_dims: Search the dimensions from the critical one on, or all of them (LongRoPE2, Table 10).
         fix_attention_factor: Keep the long window's attention factor at 1 in the extended space too, so that
             plain transformers can read the result.
+        longrope_attention_factor: Multiply cosine and sine of both windows by sqrt(1 + ln s / ln L), where L
+            is the original length and s the target length / L, as the code of LongRoPE2's authors does in
+            search and training; the paper has no such factor. The factor file carries it into training.
+
+    Raises:
+        InputError: the factor is to be searched as well.
     """
 
     search_space: SpaceKind = "paper"
     search_dims: SearchDims = "critical"
     fix_attention_factor: bool = False
+    longrope_attention_factor: bool = False
+
+    def __post_init__(self) -> None:
+        if (
+            self.longrope_attention_factor
+            and self.search_space == "extended"
+            and not self.fix_attention_factor
+        ):
+            raise InputError(
+                "--longrope-attention-factor: the extended space searches the attention factor; add "
+                "--fix-attention-factor"
+            )
 
 
 @options("Evolution")
@@ -170,6 +192,10 @@ class SearchSettings:
         if self.algorithm == "gradient" and self.objective.objective != "needle":
             raise InputError(
                 f"--objective: {self.objective.objective}: factors are learned on needles; use needle"
+            )
+        if self.algorithm == "gradient" and self.space.longrope_attention_factor:
+            raise InputError(
+                "--longrope-attention-factor: the gradient search has --learn-attention-factor; leave it out"
             )
 
     @property

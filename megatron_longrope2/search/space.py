@@ -69,7 +69,7 @@ class Individual:
         critical_dim: its own real critical dimension: `long_factor[i] >= scale` for every `i` from here on.
         long_factor: [rotary_dim/2], non-decreasing, >= 1.
         below: the shape under `critical_dim`; always "ntk" with value 1 in the paper's space.
-        attention_factor: of the long window; always 1 in the paper's space.
+        attention_factor: of the long window; where it is not searched, the space's own.
         origin: how it came about, for the history.
     """
 
@@ -100,11 +100,12 @@ class SearchSpace:
     """The search space of one model.
 
     Args:
-        unscaled: the model's RoPE as it is ("none"), with the target length of the search.
+        unscaled: the model's RoPE as it is ("none"), with the target length of the search, and with the
+            attention factors that every candidate has: the long window's only where it is not searched.
         kind: "paper" (NTK below the critical dimension, factors in [scale, 2 * scale] above) or "extended".
         dims: "critical": search from the critical dimension on; "all": below it too (the paper's Table 10).
-        fix_attention_factor: keep the long window's at 1 in the extended space too, as plain transformers
-            needs it.
+        fix_attention_factor: keep the long window's in the extended space too, as plain transformers needs
+            it.
 
     Raises:
         InputError: too few dimensions to search.
@@ -286,7 +287,7 @@ class SearchSpace:
             method=method,
             critical_dim=individual.critical_dim,
             long_factor=individual.long_factor,
-            attention_factor=AttentionFactor(long=individual.attention_factor),
+            attention_factor=replace(self.unscaled.attention_factor, long=individual.attention_factor),
             provenance=provenance,
         )
 
@@ -328,7 +329,7 @@ class SearchSpace:
         if self.kind == "paper":
             above = np.minimum(above, 2 * self.scale)
         if not self.moves_attention_factor:
-            attention = 1.0
+            attention = self.unscaled.attention_factor.long
         low = below.factors(float(above[0]), dim, vector[:dim])
         if self.kind == "paper" and dim:
             low[0] = 1.0

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
 from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, key_pool
+from megatron_longrope2.data.wording import wording
 from megatron_longrope2.errors import InputError
 
 VERSES = [
@@ -137,6 +138,19 @@ def test_one_bos_where_the_tokenizer_adds_one_and_none_otherwise() -> None:
         tokens = SAMPLERS[name].sample(4, 300, 0.5).tokens
         places = (tokens == tokenizer.bos_token_id).nonzero().flatten().tolist()
         assert places == ([] if name == "no bos added" else [0])
+
+
+@pytest.mark.parametrize("name", ["short", "ruler"])
+def test_the_wording_frames_the_text_and_its_answer_alone_is_scored(name: str) -> None:
+    sentences = wording(name)
+    sample = NeedleSampler(TOKENIZER, BOOKS, seed=3, wording=sentences).sample(0, 800, 0.0)
+    needle = sentences.needle.format(key=sample.key, value=sample.value)
+    question = sentences.question.format(key=sample.key)
+    text = text_of(sample)
+    assert text.startswith(sentences.opening + needle)
+    assert text.endswith(question + sample.value)
+    assert TOKENIZER.decode(sample.tokens[sample.answer_mask]).strip() == sample.value
+    assert sample.key.count(sentences.joint) == 1
 
 
 def test_special_tokens_spelled_in_a_book_stay_text() -> None:

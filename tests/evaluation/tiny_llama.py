@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings
-from megatron_longrope2.data.needles import NEEDLE, OPENING, QUESTION, key_pool
+from megatron_longrope2.data.needles import key_pool
+from megatron_longrope2.data.wording import SHORT
 from megatron_longrope2.rope import RopeFactors, make_factors
 from megatron_longrope2.rope.hf import factors_to_hf
 
@@ -53,7 +54,7 @@ def write_tokenizer(folder: Path, books: Path, texts: Sequence[str] = (), vocab_
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
     )
-    lines = [OPENING, NEEDLE, QUESTION, *key_pool("all"), *texts] * 20
+    lines = [SHORT.opening, SHORT.needle, SHORT.question, *key_pool("all"), *texts] * 20
     tokenizer.train_from_iterator([*lines, *(path.read_text() for path in books.iterdir())], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
 

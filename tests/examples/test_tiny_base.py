@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longrope2.data.documents import read_books
-from megatron_longrope2.data.needles import ADJECTIVES, NEEDLE, NOUNS, NeedleSampler
+from megatron_longrope2.data.needles import ADJECTIVES, NOUNS, NeedleSampler
 from megatron_longrope2.data.tokenizer import load_tokenizer
+from megatron_longrope2.data.wording import SHORT
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny_cpu"
 BASE = EXAMPLE / "base"
@@ -26,7 +27,7 @@ def test_the_tokenizer_splits_digits_and_adds_one_bos() -> None:
 
 def test_no_key_shares_a_word_token_with_the_sentence_around_it() -> None:
     tokenizer = load_tokenizer(BASE)
-    sentence = tokenizer.tokenize(NEEDLE.format(key="", value=""))
+    sentence = tokenizer.tokenize(SHORT.needle.format(key="", value=""))
     words = {token for token in sentence if token.lstrip("Ġ").isalpha()}
     assert {"Ġis", "Ġfor"} <= words
     assert [key for key in ADJECTIVES + NOUNS if words & set(tokenizer.tokenize(f" {key}"))] == []

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import METHODS, load_factors, make_factors, ntk_below, yarn_attention_factor
+from megatron_longrope2.rope import (
+    METHODS,
+    load_factors,
+    make_factors,
+    ntk_below,
+    with_longrope_attention,
+    yarn_attention_factor,
+)
 
 PHI3: dict[str, Any] = {
     "rope_base": 10000,
@@ -72,6 +79,13 @@ def test_yarn_temperature_is_an_option() -> None:
     assert factors.attention_factor.long == pytest.approx(0.1 * math.log(16) + 1)
     assert factors.attention_factor.short == 1.0
     assert yarn_attention_factor(1) == 1.0
+
+
+def test_longrope_attention_is_that_of_the_authors_code_in_both_windows() -> None:
+    published = load_factors("llama3-8b-128k")
+    factors = with_longrope_attention(published)
+    assert factors.attention_factor.short == factors.attention_factor.long == pytest.approx(1.1435, abs=5e-5)
+    assert factors.long_factor == published.long_factor
 
 
 def test_ntk_rcd_reaches_the_scale_at_the_critical_dimension() -> None:

@@ -21,7 +21,9 @@ def violations(space: SearchSpace, individual: Individual) -> list[str]:
         "at least the scale above the critical dimension": (above >= space.scale * (1 - ROUNDING)).all(),
     }
     if not space.moves_attention_factor:
-        rules["attention factor 1"] = individual.attention_factor == 1
+        rules["the space's attention factor"] = (
+            individual.attention_factor == space.unscaled.attention_factor.long
+        )
     if space.kind == "paper":
         rules["at most twice the scale"] = (vector <= 2 * space.scale * (1 + ROUNDING)).all()
         rules["first factor 1"] = vector[0] == 1

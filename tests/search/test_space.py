@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.rope import load_factors, make_factors, ntk_below
+from megatron_longrope2.rope import load_factors, make_factors, ntk_below, with_longrope_attention
+from megatron_longrope2.search.settings import SpaceSettings
 from megatron_longrope2.search.space import RAMP_PERIODS, Below, Individual, SearchSpace
 from tests.search.conftest import demo_space, space_of
 from tests.search.constraints import violations
@@ -152,3 +153,22 @@ def test_too_small_a_population_is_refused() -> None:
 def test_individual_survives_json(tiny_space: SearchSpace) -> None:
     one = tiny_space.initial_population(1, 0.3, (), np.random.default_rng(0))[0]
     assert Individual.from_dict(one.to_dict()) == one
+
+
+@pytest.mark.parametrize(("kind", "fix"), [("paper", False), ("extended", True)])
+def test_the_authors_attention_factor_is_every_candidates_in_both_windows(kind: str, fix: bool) -> None:
+    space = demo_space(kind)
+    space = replace(space, unscaled=with_longrope_attention(space.unscaled), fix_attention_factor=fix)
+    wanted = (1 + np.log(8) / np.log(256)) ** 0.5
+    rng = np.random.default_rng(0)
+    ntk = make_factors("ntk", **space.unscaled.facts)
+    for individual in space.initial_population(20, 0.3, [ntk], rng):
+        child = space.crossover(individual, space.mutate(individual, 1.0, rng), rng)
+        assert violations(space, child) == []
+        pair = space.to_factors(child, "longrope2", {}).attention_factor
+        assert pair.short == pair.long == pytest.approx(wanted)
+
+
+def test_an_attention_factor_that_is_searched_is_not_given() -> None:
+    with pytest.raises(InputError, match="--longrope-attention-factor: the extended space searches"):
+        SpaceSettings(search_space="extended", longrope_attention_factor=True)

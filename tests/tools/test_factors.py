@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_longrope2.cli import run_main
-from megatron_longrope2.rope import load_factors, make_factors
+from megatron_longrope2.rope import load_factors, make_factors, with_longrope_attention
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -104,6 +104,9 @@ def test_convert_every_way(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert load_factors(place / "back.json").differences(NTK) == []
     assert call(monkeypatch, "convert", "f.json", "--to", "hf", "--output", "fields.json") == 0
     assert "vocab_size" not in json.loads((place / "fields.json").read_text())
+    attention = ["convert", "f.json", "--longrope-attention-factor", "--output", "attention.json"]
+    assert call(monkeypatch, *attention) == 0
+    assert load_factors(place / "attention.json") == with_longrope_attention(NTK)
     words = ["convert", "f.json", "--to", "hf", "--hf-dir", "model", "--output", "new/config.json"]
     assert call(monkeypatch, *words) == 0
     assert json.loads((place / "new/config.json").read_text())["vocab_size"] == 7
