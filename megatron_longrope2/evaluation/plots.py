@@ -49,6 +49,10 @@ def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records],
         if "needle" in records
     }
     shares = curves("needle", "accuracy")
+    ruler = {
+        f"{name} ({report['ruler'][name]['averaged']})": curve
+        for name, curve in curves("ruler", "average").items()
+    }
     positions = {
         name: {(p["start"] + p["end"]) // 2: (p["perplexity"], p["ci95"]) for p in found["positions"]}
         for name, found in report["perplexity"].items()
@@ -69,7 +73,7 @@ def draw_pictures(report: Mapping[str, Any], checkpoints: Mapping[str, Records],
             curves("needle", "perplexity"),
             partial(plot, ylabel="needle perplexity", log=True),
         ),
-        "ruler": (curves("ruler", "average"), partial(plot, ylabel="RULER average (%)", top=105)),
+        "ruler": (ruler, partial(plot, ylabel="RULER average (%)", top=105)),
         "perplexity": (positions, partial(plot, ylabel="text perplexity", log=True, xlabel=place)),
         "short_long": (both, partial(plot_short_against_long, labels=ends)),
     }

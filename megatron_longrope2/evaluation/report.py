@@ -173,14 +173,13 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     """The report as Markdown tables."""
     needle, ruler = report["needle"], report["ruler"]
     counts = _range(count for found in needle.values() for count in found["samples"].values())
-    averaged = " or ".join(sorted({found["averaged"] for found in ruler.values()}))
     of_each = _range(found["samples"] for found in ruler.values())
     comparisons = f"Needles against {report['reference']}, paired"
     sections = {
         f"Needles found ({counts} a length)": _by_length(report, "needle", "accuracy", "{:.2f}".format),
         "Needle perplexity": _by_length(report, "needle", "perplexity", _perplexity),
         comparisons: _compared(report),
-        f"RULER, average of {averaged} (%)": _by_length(report, "ruler", "average", "{:.1f}".format),
+        "RULER, average (%)": _by_length(report, "ruler", "average", "{:.1f}".format),
         f"RULER, by task (%, {of_each} a task and length)": _ruler_tasks(report),
         "Text perplexity": _texts(report),
         "Short benchmarks (%)": _benchmarks(report),
@@ -239,7 +238,8 @@ def _by_length(report: Mapping[str, Any], kind: str, field: str, form: Form) -> 
             int(n): _with_interval(value, found[f"{field}_ci95"][n], form, int(n) in beyond)
             for n, value in found[field].items()
         }
-        rows.append({"checkpoint": name, **cells})
+        over = {"average of": found["averaged"]} if "averaged" in found else {}
+        rows.append({"checkpoint": name, **over, **cells})
     return _table(rows)
 
 

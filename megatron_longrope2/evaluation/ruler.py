@@ -24,9 +24,10 @@ def measure_ruler(subject: Subject, texts: TextSettings, settings: RulerSettings
             `RulerTasks`.
     """
     beyond = subject.beyond_window(settings.lengths)
-    ruler = RulerTasks(subject, texts, settings.samples, settings.lengths, settings.allow_download)
-    names = ruler.choose(settings.tasks)
+    given = settings.samples, settings.lengths, settings.allow_download, settings.questions
+    ruler = RulerTasks(subject, texts, *given)
     with harness("ruler", settings.allow_download):
+        names = ruler.choose(settings.tasks)
         from lm_eval import tasks
         from lm_eval.evaluator import evaluate
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ import numpy as np
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import TextSettings
 from megatron_longrope2.evaluation.subject import Subject, check_encodes
+from megatron_longrope2.files import read_json
 
 # What tells the harness's eight retrieval tasks apart (`lm_eval.tasks.ruler.niah_utils`).
 NIAH: dict[str, dict[str, Any]] = {
@@ -38,8 +40,8 @@ NIAH: dict[str, dict[str, Any]] = {
 }
 # Tasks that hide their needles in books.
 BOOK_TASKS = tuple(name for name, options in NIAH.items() if options["type_haystack"] == "essay")
-# Tasks whose questions are downloaded.
-QUESTIONS = ("ruler_qa_squad", "ruler_qa_hotpot")
+# Tasks whose questions are downloaded, and the files that hold them.
+QUESTIONS = {"ruler_qa_squad": "dev-v2.0.json", "ruler_qa_hotpot": "hotpot_dev_distractor_v1.json"}
 # Tokens of an answer, by task.
 NEW_TOKENS = {
     **dict.fromkeys(NIAH, 128),
@@ -66,6 +68,7 @@ class RulerTasks:
         count: samples of each task and length.
         lengths: tokens of prompt and answer together, as the generators count them.
         allow_download: use what the harness downloads, where there is nothing else.
+        questions: folder of the files of `QUESTIONS`.
     """
 
     subject: Subject
@@ -73,6 +76,7 @@ class RulerTasks:
     count: int
     lengths: Sequence[int]
     allow_download: bool
+    questions: Path | None = None
 
     @cached_property
     def _words(self) -> list[str]:
@@ -82,9 +86,11 @@ class RulerTasks:
         """The tasks asked for, or all that can be made.
 
         Raises:
-            InputError: one is unknown, or needs books or a download.
+            InputError: one is unknown, or needs books, questions or a download.
         """
-        lacking = {} if self.allow_download else dict.fromkeys(QUESTIONS, "questions that are downloaded")
+        lacking = {}
+        if self.questions is None and not self.allow_download:
+            lacking |= dict.fromkeys(QUESTIONS, "--questions, or questions that are downloaded")
         if not (self.texts.books or self.allow_download):
             lacking |= dict.fromkeys(BOOK_TASKS, "--books, or essays that are downloaded")
         for task in asked or ():
@@ -94,7 +100,10 @@ class RulerTasks:
                 raise InputError(
                     f"ruler: {task} needs {lacking[task]}: leave it out, or let it with --allow-download"
                 )
-        return list(asked or (task for task in TASKS if task not in lacking))
+        chosen = list(asked or (task for task in TASKS if task not in lacking))
+        for task in QUESTIONS.keys() & chosen if self.questions else ():
+            self._read_questions(task)
+        return chosen
 
     def load(self, manager: Any, tasks: Sequence[str]) -> list[Any]:
         """The harness's task objects, from its `TaskManager`.
@@ -184,14 +193,28 @@ class RulerTasks:
         if task in NIAH:
             return self._niah(task, given)
         if task in QUESTIONS:
-            questions, texts = qa_utils.read_squad() if task == "ruler_qa_squad" else qa_utils.read_hotpotqa()
-            return qa_utils.generate_samples(tokenizer, texts, questions, **given)
+            asked, texts = self._read_questions(task)
+            return qa_utils.generate_samples(tokenizer, texts, asked, **given)
         if task == "ruler_fwe":
             return fwe_utils.sys_kwext(tokenizer, **given)
         if task == "ruler_cwe":
             return cwe_utils.sys_word_pair_random(tokenizer=tokenizer, **given)
         (example,) = vt_utils.sys_vartrack_w_noise_random(tokenizer, 1, VT_EXAMPLE, incremental=5)
         return vt_utils.sys_vartrack_w_noise_random(tokenizer, icl_example=example, **given)
+
+    def _read_questions(self, task: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """A question-answering task's questions and documents, by the harness's reader."""
+        from lm_eval.tasks.ruler import qa_utils
+
+        read = qa_utils.read_squad if task == "ruler_qa_squad" else qa_utils.read_hotpotqa
+        if self.questions is None:
+            return read()
+        file = self.questions / QUESTIONS[task]
+        try:
+            with mock.patch.object(qa_utils, "download_json", read_json):
+                return read(str(file))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{file}: not the questions of {task} ({error!r}); download it again") from error
 
     def _niah(self, task: str, given: dict[str, int]) -> list[dict[str, Any]]:
         from lm_eval.tasks.ruler import niah_utils, prepare_niah

@@ -129,7 +129,11 @@ class RulerSettings:
 
     Attributes:
         lengths: Lengths of the samples, prompt and answer together, tokens.
-        tasks: Names of the tasks; by default all that --books and --allow-download make possible.
+        tasks: Names of the tasks; by default all that --books, --questions and --allow-download make
+            possible.
+        questions: Folder of the files with the questions of the two question-answering tasks: SQuAD's
+            dev-v2.0.json and HotpotQA's hotpot_dev_distractor_v1.json. Without it, and without
+            --allow-download, averages are over eleven of the thirteen tasks, and say so.
         samples: Samples of each task at each length.
         batch_size: Samples that are generated at once; by default as many as fit into the free memory.
         allow_download: Let the harness download the data of its question-answering tasks and, without
@@ -138,6 +142,7 @@ class RulerSettings:
 
     lengths: tuple[PositiveInt, ...]
     tasks: tuple[str, ...] | None = None
+    questions: Path | None = None
     samples: PositiveInt = 100
     batch_size: PositiveInt | None = None
     allow_download: bool = False

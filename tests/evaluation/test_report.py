@@ -104,7 +104,8 @@ def test_files(tmp_path: Path) -> None:
     }
     assert read_json(tmp_path / "report.json")["baseline"] == "before"
     text = re.sub(" +", " ", (tmp_path / "report.md").read_text())
-    assert "## RULER, average of 1 of the 13 tasks (%)" in text
+    assert "## RULER, average (%)\n\n| checkpoint | average of " in text
+    assert "| 1 of the 13 tasks |" in text
     assert "| after | longrope2 | 64 | 256 | 128 | 256 | 98.0% | 98.0% (98.0%-98.0%) |" in text
     assert "0.10 (0.02-0.40)*" in text
     assert "| after | **-9.000 ± 0.000** | **-9.000 ± 0.000** |" in text

@@ -1,5 +1,6 @@
 """RULER's samples are those of lm-evaluation-harness's own tasks; what cannot be made is refused."""
 
+import json
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -155,13 +156,53 @@ def test_what_needs_books_or_a_download(make: Any) -> None:
     assert make(books=None).choose(None) == [task for task in OFFLINE if task not in BOOK_TASKS]
     assert make(books=None, allow_download=True).choose(None) == list(TASKS)
     for refused, message in (
-        (QUESTIONS[0], "ruler_qa_squad needs questions that are downloaded"),
+        ("ruler_qa_squad", "ruler_qa_squad needs --questions, or questions that are downloaded"),
         ("ruler_qa", "'ruler_qa' is unknown"),
     ):
         with pytest.raises(InputError, match=message):
             tasks.choose([refused])
     with pytest.raises(InputError, match="niah_multivalue needs --books, or essays that are downloaded"):
         make(books=None).choose(["niah_multivalue"])
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Both files in their owners' formats, with fewer questions."""
+    texts = [f"{noun} lived in the land of {noun} " * 20 for noun in ("Abram", "Isaac", "Jacob", "Laban")]
+    asked = [
+        {"question": "Who lived there?", "answers": [{"text": text.split()[0]}], "is_impossible": False}
+        for text in texts
+    ]
+    squad = [{"context": text, "qas": [one]} for text, one in zip(texts, asked, strict=True)]
+    hotpot = [
+        {"question": "Where?", "answer": "land", "context": [[text[:5], [text]], ["Other", ["More text."]]]}
+        for text in texts
+    ]
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps({"data": [{"paragraphs": squad}]}))
+    (tmp_path / "hotpot_dev_distractor_v1.json").write_text(json.dumps(hotpot))
+    return tmp_path
+
+
+def test_questions_from_files_make_thirteen_tasks(make: Any, questions: Path, tokenizer: Any) -> None:
+    tasks = make(questions=questions)
+    assert tasks.choose(None) == list(TASKS)
+    for task, answers in (("ruler_qa_squad", {"Abram", "Isaac", "Jacob"}), ("ruler_qa_hotpot", {"land"})):
+        documents = tasks.documents(task, LENGTH)
+        assert {answer for document in documents for answer in document["outputs"]} == answers
+        for document in documents:
+            assert document["outputs"][0] in document["input"]
+            prompt = f"{document['input']} {document['gen_prefix']}"
+            assert len(tokenizer(prompt)["input_ids"]) + NEW_TOKENS[task] <= LENGTH
+
+
+def test_wrong_question_files_are_named(make: Any, questions: Path) -> None:
+    (questions / "dev-v2.0.json").write_text("[]")
+    with pytest.raises(InputError, match=r"dev-v2\.0\.json: not the questions of ruler_qa_squad"):
+        make(questions=questions).choose(["ruler_qa_squad"])
+    (questions / "dev-v2.0.json").unlink()
+    with pytest.raises(InputError, match=r"dev-v2\.0\.json: cannot be read"):
+        make(questions=questions).choose(None)
+    assert make(questions=questions).choose(["ruler_vt"]) == ["ruler_vt"]
 
 
 class Parrot(LM):
