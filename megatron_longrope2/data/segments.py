@@ -49,6 +49,8 @@ class SegmentConfig:
         data_parallel_size, micro_batch_size: how a global batch is dealt out; the batches' contents and the
             losses do not depend on it.
         long_window_attention: "full" or "document", see the module's docstring.
+        single_window: conventional mid-training, without a short window (LongRoPE2, Table 7): segments of
+            short documents have the long window's attention too.
         repeat: whether a pool may be read again when the run needs more segments than it has.
         vocab_size: the model's; pools with larger token ids are refused. None: not checked.
         tokenizer: folder of the model's; pools made with another tokenizer are refused. None: not checked.
@@ -67,6 +69,7 @@ class SegmentConfig:
     data_parallel_size: int = 1
     micro_batch_size: int = 1
     long_window_attention: Literal["full", "document"] = "full"
+    single_window: bool = False
     repeat: bool = False
     vocab_size: int | None = None
     tokenizer: str | None = None
@@ -164,7 +167,7 @@ class _PackedPool:
                 f"{pool.path_prefix}: holds a document of {extreme} tokens, {fault} the short window of "
                 f"{limit}; preprocess it with --original-length {limit}"
             )
-        self.one_span = not short and config.long_window_attention == "full"
+        self.one_span = (config.single_window or not short) and config.long_window_attention == "full"
         self.alignment = 1 if self.one_span else config.alignment
         self.packing = (pack_whole if short else pack_cut)(
             lengths,

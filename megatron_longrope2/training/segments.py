@@ -71,6 +71,7 @@ def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> Segmen
         sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 1,
         micro_batch_size=args.micro_batch_size,
         long_window_attention=args.long_window_attention,
+        single_window=args.single_window,
         repeat=repeat,
         vocab_size=args.vocab_size or get_tokenizer().vocab_size,
         tokenizer=args.tokenizer_model,

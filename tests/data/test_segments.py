@@ -132,6 +132,28 @@ def test_long_full_segments_train_on_every_token(pools: tuple[Pool, ...]) -> Non
         assert row["loss_mask"].sum() == TARGET - int(ends)
 
 
+def test_a_single_window_has_no_document_masks(pools: tuple[Pool, ...]) -> None:
+    mixed = SegmentDataset(configuration(pools), 30, pad_id=PAD)
+    single = SegmentDataset(configuration(pools, single_window=True), 30, pad_id=PAD)
+    short = [index for index in range(30) if window(single, index) == "short"]
+    assert short
+    for index in range(30):
+        item = single[index]
+        assert spans(item) == [(0, TARGET)]
+        assert item["position_ids"].tolist() == list(range(TARGET))
+    for index in short:
+        item, masked = single[index], mixed[index]
+        assert torch.equal(item["tokens"], masked["tokens"])
+        # The first token of a document is the target of the last one of the document before it.
+        real = int((item["tokens"] != PAD).sum())
+        assert item["loss_mask"].tolist() == [1.0] * (real - 1) + [0.0] * (TARGET - real + 1)
+        assert item["labels"][: real - 1].tolist() == item["tokens"][1:real].tolist()
+    apart = SegmentDataset(
+        configuration(pools, single_window=True, long_window_attention="document"), 30, pad_id=PAD
+    )
+    assert all(spans(apart[index]) == spans(mixed[index]) for index in short)
+
+
 def test_a_run_that_resumes_sees_the_same_samples(pools: tuple[Pool, ...]) -> None:
     config = configuration(pools)
     whole = [SegmentDataset(config, 60, pad_id=PAD)[i] for i in range(60)]
