@@ -1,5 +1,5 @@
 #!/bin/bash
-# Mixed context window training: RUN/checkpoints. On every node; continues where it was stopped.
+# Mixed context window training: OUT/checkpoints. On every node; continues where it was stopped.
 # shellcheck source=examples/llama3_8b/settings.sh
 source "$(dirname "$0")/settings.sh"
 
@@ -8,12 +8,12 @@ source "$(dirname "$0")/settings.sh"
 sequence_parallel=()
 if ((TENSOR_PARALLEL > 1)); then sequence_parallel=(--sequence-parallel); fi
 launch train \
-    --pretrained-checkpoint "$RUN/base" --load "$RUN/checkpoints" --save "$RUN/checkpoints" --save-interval 100 \
-    --rope-factors "$RUN/search/factors.json" --mix "$RUN/data/mix.json" --seq-length "$TARGET_LENGTH" \
+    --pretrained-checkpoint "$RUN/base" --load "$CHECKPOINTS" --save "$CHECKPOINTS" --save-interval 100 \
+    --rope-factors "$FACTORS" --mix "$RUN/data/mix.json" --seq-length "$TARGET_LENGTH" \
     --micro-batch-size 1 --global-batch-size "$GLOBAL_BATCH_SIZE" --train-iters "$STEPS" \
     --lr 2e-5 --min-lr 0 --lr-decay-style cosine --lr-warmup-iters $((STEPS < 400 ? STEPS / 10 : 40)) \
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0 --clip-grad 1.0 ${PRECISION:+"$PRECISION"} \
     --tensor-model-parallel-size "$TENSOR_PARALLEL" "${sequence_parallel[@]}" \
     --context-parallel-size "$CONTEXT_PARALLEL" \
     --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \
-    --ckpt-format torch_dist --log-interval 1 --tensorboard-dir "$RUN/tensorboard" --exit-signal-handler "$@"
+    --ckpt-format torch_dist --log-interval 1 --tensorboard-dir "$OUT/tensorboard" --exit-signal-handler "$@"

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping
 
-from megatron_longrope2.launch.settings import ROOT, Settings, StageSettings
+from megatron_longrope2.launch.settings import ROOT, ModelSettings, Settings, StageSettings
 
 
 def stage_commands(settings: Settings, name: str) -> list[list[str]]:
@@ -30,6 +30,7 @@ def stage_commands(settings: Settings, name: str) -> list[list[str]]:
             "books": model.books,
             "target-length": model.target_length,
             "output": run / "search",
+            **_held_out(model, "held-out-books"),
             **_layout(stage),
         },
         "train": {
@@ -98,6 +99,10 @@ def _layout(stage: StageSettings) -> dict[str, object]:
     }
 
 
+def _held_out(model: ModelSettings, option: str) -> dict[str, object]:
+    return {option: model.held_out_books} if model.held_out_books else {}
+
+
 def _data(settings: Settings, stage: StageSettings) -> list[str]:
     mix = ["--mix", settings.fill(stage.mix)] if stage.mix else []
     return mix + [word for pool in stage.pools for word in ("--pool", *settings.words(pool))]
@@ -107,6 +112,5 @@ def _measure(settings: Settings, measure: str) -> list[str]:
     kind, *options = settings.words(measure)
     stage, run = settings.stages["evaluate"], settings.run
     given = {"load": run / "checkpoints", "output": run / "evaluation", **_layout(stage)}
-    if settings.model.held_out_books:
-        given["books"] = settings.model.held_out_books
+    given |= _held_out(settings.model, "books")
     return ["evaluate", kind, *_options(given), *options, *settings.words(stage.options)]

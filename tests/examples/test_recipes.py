@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from megatron_longrope2.data.mix import load_mix
+from megatron_longrope2.launch.commands import stage_commands
+from megatron_longrope2.launch.settings import load_settings
 from megatron_longrope2.planning.layout import Layout
 from megatron_longrope2.planning.memory import GIB
 from megatron_longrope2.planning.plan import Row, plan
 from megatron_longrope2.planning.settings import GpuName, PlanSettings
 from tests.forked_python import forked_python
 from tests.processes import ROOT, free_port
+from tests.shell import commands, parsed, verb
 
 EXAMPLES = ROOT / "examples"
 BASE, BOOKS = EXAMPLES / "tiny_cpu/base", EXAMPLES / "tiny_cpu/books"
@@ -49,6 +52,36 @@ def test_every_stage_is_there(recipe: str) -> None:
         script = EXAMPLES / recipe / f"{name}.sh"
         assert os.access(script, os.X_OK)
         assert f"{name}.sh" in (EXAMPLES / recipe / "README.md").read_text()
+
+
+def test_the_slurm_example_is_the_recipe(tmp_path: Path) -> None:
+    """Every option of slurm/example.toml and of examples/llama3_8b, on the same places."""
+    settings = load_settings(ROOT / "slurm/example.toml")
+    places = {
+        "RUN": str(settings.run),
+        "MODEL": str(settings.model.hf_dir),
+        "BOOKS": str(settings.model.books),
+        "HELD_OUT_BOOKS": str(settings.model.held_out_books),
+        "TEXT": "/data/corpora",
+        "QUESTIONS": "/data/ruler_questions",
+        "WORKERS": "64",
+    }
+    for script in STAGES:
+        name = script[2:]
+        started = commands(f"{EXAMPLES}/llama3_8b/{script}.sh", tmp_path / name, **places)
+        recipe, chain = [verb(words) for words in started], stage_commands(settings, name)
+        assert len(recipe) == len(chain)
+        for ours, theirs in zip(recipe, chain, strict=True):
+            mine, other = parsed(ours or []), parsed(theirs)
+            mine.pop("exit_signal", None), other.pop("exit_signal", None)  # slurm/stage.sbatch has its own
+            assert mine == other, name
+        if "--nnodes" in started[0]:
+            nodes, ranks = (
+                int(started[0][started[0].index(f"--n{one}") + 1]) for one in ("nodes", "proc-per-node")
+            )
+            stage = settings.stages[name]
+            assert (nodes, ranks) == (stage.nodes, stage.processes), name
+    assert settings.stages.keys() == {script[2:] for script in STAGES}
 
 
 @pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])
@@ -124,6 +157,7 @@ def test_the_stages_run(tmp_path: Path, python: str) -> None:
         "HELD_OUT_BOOKS": str(books),
         "ORIGINAL_LENGTH": "256",
         "TARGET_LENGTH": "512",
+        "LENGTHS": "256 512",
         "STEPS": "1",
         "GLOBAL_BATCH_SIZE": "2",
         "TENSOR_PARALLEL": "2",
@@ -136,7 +170,8 @@ def test_the_stages_run(tmp_path: Path, python: str) -> None:
     }
     stage("phi3_mini", "1_import", environment)
     stage("phi3_mini", "2_preprocess", environment)
-    small = ("--population", "8", "--iterations", "1", "--samples", "2", "--held-out-samples", "0")
+    small = ("--population", "8", "--parents", "4", "--iterations", "1", "--samples", "2")
+    small += ("--held-out-samples", "0")
     alone = {**environment, "TENSOR_PARALLEL": "1", "GPUS_PER_NODE": "1"}
     stage("phi3_mini", "3_search", alone, *small)
     log = stage("phi3_mini", "4_train", environment)
@@ -151,4 +186,4 @@ def test_the_stages_run(tmp_path: Path, python: str) -> None:
         ("perplexity", ("--short-texts", "4", "--long-texts", "2")),
     ):
         stage("phi3_mini", "6_evaluate", {**alone, "MEASURES": measure}, *options)
-        assert (tmp_path / "run/evaluation" / measure / f"{measure}.json").exists()
+        assert (tmp_path / f"run/evaluation/{measure}.json").exists()

@@ -4,11 +4,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from megatron_longrope2.cli import longrope2
 from megatron_longrope2.launch.commands import job_file, stage_commands
-from megatron_longrope2.launch.settings import NEEDS, ROOT, load_settings
+from megatron_longrope2.launch.settings import ROOT, load_settings
 from tests.launch.conftest import Write
 
 
@@ -33,52 +30,19 @@ def test_factors_instead_of_a_search(write: Write) -> None:
     assert words[words.index("--rope-factors") + 1] == "llama3-8b-128k"
 
 
+def test_held_out_books_are_the_searchs_and_the_evaluations(write: Write, tmp_path: Path) -> None:
+    settings = load_settings(write(("[slurm]", 'held_out_books = "other"\n[slurm]')))
+    for stage, option in (("search", "--held-out-books"), ("evaluate", "--books")):
+        for words in stage_commands(settings, stage):
+            assert words[words.index(option) + 1] == str(tmp_path / "other")
+
+
 def test_measures(write: Write, tmp_path: Path) -> None:
     for kind, words in zip(
         ("needle", "lm-eval"), stage_commands(load_settings(write()), "evaluate"), strict=True
     ):
         assert words[:2] == ["evaluate", kind]
         assert words[words.index("--load") + 1] == str(tmp_path / "run/checkpoints")
-
-
-@pytest.mark.parametrize("stage", [name for name in NEEDS if name != "train"])
-def test_the_verbs_know_the_options(stage: str) -> None:
-    settings = load_settings(ROOT / "slurm/example.toml")
-    for words in stage_commands(settings, stage):
-        assert words[0] == stage
-        longrope2().parse_args(words, exit_on_error=False, print_error=False)
-
-
-def test_the_example_is_the_recipe() -> None:
-    """slurm/example.toml and examples/llama3_8b, whose layout tests/examples compares with the planner."""
-    show = (
-        'source "$0"; echo $TENSOR_PARALLEL $CONTEXT_PARALLEL $STEPS $GLOBAL_BATCH_SIZE $TARGET_LENGTH $NODES'
-    )
-    finished = subprocess.run(
-        ["bash", "-c", show, ROOT / "examples/llama3_8b/settings.sh"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    tensor, context, steps, batch, length, nodes = finished.stdout.split()
-    settings = load_settings(ROOT / "slurm/example.toml")
-    train = settings.stages["train"]
-    assert (train.tensor_parallel, train.context_parallel) == (int(tensor), int(context))
-    assert settings.stages["search"].tensor_parallel == int(tensor)
-    assert (train.nodes, settings.model.target_length) == (int(nodes), int(length))
-    options = " ".join(stage_commands(settings, "train")[0])
-    recipe = (ROOT / "examples/llama3_8b/4_train.sh").read_text()
-    assert f"--global-batch-size {batch} --train-iters {steps} " in options
-    assert "--lr-warmup-iters 40" in options
-    for same in (
-        "--lr 2e-5",
-        "--lr-decay-style cosine",
-        "--adam-beta2 0.95",
-        "--weight-decay 0",
-        "--clip-grad 1.0",
-    ):
-        assert same in options
-        assert same in recipe
 
 
 def test_bash_reads_the_job_file_back(write: Write, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A settings file is right, or is refused with the key and the fix."""
 
+import re
+
 import pytest
 
 from megatron_longrope2.errors import InputError
@@ -18,8 +20,8 @@ def test_read(write: Write) -> None:
 
 def test_the_example_explains_every_key() -> None:
     settings = load_settings(ROOT / "slurm/example.toml")
-    assert list(settings.stages) == list(NEEDS)
     text = (ROOT / "slurm/example.toml").read_text()
+    assert re.findall(r"^(?:# )?\[stages\.(\w+)\]", text, re.MULTILINE) == list(NEEDS)
     for part in (settings.model, settings.slurm, settings.environment, settings.stages["train"]):
         for key in type(part).model_fields:
             assert key in text, key
