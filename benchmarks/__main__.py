@@ -11,10 +11,11 @@ from megatron_longrope2.cli import command_line, run_main
 
 BENCHMARKS = ("convert", "learned", "preprocess", "scoring", "search", "throughput", "train")
 
+benchmarks = command_line("python -m benchmarks", help=__doc__, version_flags=[])
+benchmarks.result_action = save
+for name in BENCHMARKS:
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    benchmarks.command(f"benchmarks.{name}:measure", name=name, help=ast.get_docstring(ast.parse(source)))
+
 if __name__ == "__main__":
-    app = command_line("python -m benchmarks", help=__doc__, version_flags=[])
-    app.result_action = save
-    for name in BENCHMARKS:
-        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        app.command(f"benchmarks.{name}:measure", name=name, help=ast.get_docstring(ast.parse(source)))
-    run_main(app)
+    run_main(benchmarks)
