@@ -1,8 +1,6 @@
 """What a shell script runs, without running it: bash reads the script, stand-ins write its commands down."""
 
-import json
 import subprocess
-import sys
 from argparse import ArgumentParser
 from functools import cache
 from pathlib import Path
@@ -13,15 +11,13 @@ from tests.processes import ROOT
 
 # What scripts may really run: these change nothing outside of a pipe or a substitution.
 REAL = ("bash", "cat", "dirname", "env", "head", "nproc", "tr")
-STAND_IN = f"""#!{sys.executable} -S
-import json, os, sys
-name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
-with open(os.environ["COMMANDS"], "a") as file:
-    file.write(json.dumps([name, *words]) + "\\n")
-if name == "srun":
-    while words and words[0].startswith("-"):
-        words.pop(0)
-    os.execvp(words[0], words)
+# Words end with NUL, and a command with a record separator.
+STAND_IN = """#!/usr/bin/bash
+printf '%s\\0' "${0##*/}" "$@" $'\\x1e' >>"$COMMANDS"
+if [[ ${0##*/} == srun ]]; then
+    while [[ ${1-} == -* ]]; do shift; done
+    exec "$@"
+fi
 """
 
 
@@ -60,7 +56,7 @@ def commands(script: str, folder: Path, **environment: str) -> list[list[str]]:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    return [json.loads(line) for line in listed.read_text().splitlines()]
+    return [words.split("\0")[:-1] for words in listed.read_text().split("\x1e\0")[:-1]]
 
 
 def verb(words: list[str]) -> list[str] | None:

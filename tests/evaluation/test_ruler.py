@@ -1,5 +1,6 @@
 """RULER's samples are those of lm-evaluation-harness's own tasks; what cannot be made is refused."""
 
+import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -193,6 +194,16 @@ def test_questions_from_files_make_thirteen_tasks(make: Any, questions: Path, to
             assert document["outputs"][0] in document["input"]
             prompt = f"{document['input']} {document['gen_prefix']}"
             assert len(tokenizer(prompt)["input_ids"]) + NEW_TOKENS[task] <= LENGTH
+
+
+def test_the_question_files_are_those_that_the_harness_downloads() -> None:
+    from lm_eval.tasks.ruler import qa_utils
+
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    for task, read in (("ruler_qa_squad", qa_utils.read_squad), ("ruler_qa_hotpot", qa_utils.read_hotpotqa)):
+        url = inspect.signature(read).parameters["url"].default
+        assert url.endswith(f"/{QUESTIONS[task]}")
+        assert url in page
 
 
 def test_wrong_question_files_are_named(make: Any, questions: Path) -> None:
