@@ -13,19 +13,17 @@ def main(*, settings: PreprocessSettings, mix: str | None = None, dry_run: bool 
     Args:
         mix: YAML file of sources, length buckets and token budgets, or `paper` for the mix of the LongRoPE2
             paper.
-        dry_run: Print the token table of the mix and stop. Needs --mix.
+        dry_run: Print the token table of the mix, with what a sample of the text says that there will be, and
+            stop. Needs --mix. Exit status 2 means that the mix cannot be filled.
     """
     if dry_run and not mix:
         raise InputError("--dry-run: prints the token table of a mix; give --mix")
     # Megatron takes seconds to import; wrong options need not wait for it.
-    from megatron_longrope2.data import mix as mixes
+    from megatron_longrope2.data.mix import load_mix, preprocess_mix
     from megatron_longrope2.data.preprocess import preprocess
 
     if mix:
-        sources = mixes.load_mix(mix)
-        if not dry_run:
-            mixes.preprocess_mix(sources, settings)
-        print(mixes.token_table(sources, settings))
+        preprocess_mix(load_mix(mix), settings, dry_run=dry_run)
         return
     manifest = preprocess(settings)
     for name, size in manifest.buckets.items():

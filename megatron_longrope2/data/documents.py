@@ -1,4 +1,4 @@
-"""Documents from text files, one at a time: `.txt`, `.jsonl` (also `.gz`, `.zst`) and `.parquet`.
+"""Documents from text files, one at a time: `.txt`, `.jsonl` (also `.gz`, `.zst`), `.json.gz` and `.parquet`.
 
 Input is cut into *slices*: parts that can be read without reading what comes before them, so that processes
 can share the work and a stopped run can resume. The slices of a path, in order, hold every document once.
@@ -7,28 +7,39 @@ can share the work and a stopped run can resume. The slices of a path, in order,
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 from pyarrow.parquet import ParquetFile
 
 from megatron_longrope2.errors import InputError, one_line
 
-KINDS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
 SLICE_BYTES = 16 << 20
+
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+
+Wanted = Callable[[int, int], bool]
+"""Whether a document may be needed that has at least so many, and at most so many, characters."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its name: that of its file, or what a `.jsonl` line says in the field `name`."""
+    """A text and its name: that of its file, or what a `.jsonl` line says in the field `name`.
+
+    Attributes:
+        read: bytes of its slice, as `Slice.size` counts them, up to the document's end; approximate where the
+            file is compressed.
+    """
 
     name: str
     text: str
+    read: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,26 +91,32 @@ def slices(path: str | Path, slice_bytes: int = SLICE_BYTES) -> list[Slice]:
     return [part for file in files for part in _slices_of(file, slice_bytes)]
 
 
-def read_slice(part: Slice, text_field: str = "text") -> Iterator[Document]:
-    """The documents of one slice, with the errors of `iter_documents`."""
+def read_slice(part: Slice, text_field: str = "text", wanted: Wanted | None = None) -> Iterator[Document]:
+    """The documents of one slice, with the errors of `iter_documents`.
+
+    Args:
+        wanted: leave out the documents that it says are not needed. It is asked as early as there are bounds
+            on a document's characters: a line's bytes, before the line is parsed. What is left out is not
+            checked.
+    """
     path = Path(part.path)
     with _readable(path):
         if path.suffix == ".txt":
-            # utf-8-sig drops a byte order mark, as json.loads does.
-            records = iter([(path.stem, {text_field: path.read_text(encoding="utf-8-sig")})])
+            records = _txt_records(path, part, text_field, wanted)
         elif path.suffix == ".parquet":
-            records = _parquet_records(path, part, text_field)
+            records = _parquet_records(path, part, text_field, wanted)
         else:
-            records = _jsonl_records(path, part)
-        for name, record in records:
+            records = _jsonl_records(path, part, wanted)
+        for name, record, read in records:
             if not isinstance(record, dict) or not isinstance(text := record.get(text_field), str):
                 raise InputError(
                     f'{path}: document {name}: no text in field "{text_field}"; name the field that holds it'
                 )
+            if not text or text.isspace() or (wanted and not wanted(len(text), len(text))):
+                continue
             # JSON can spell half of a surrogate pair; web text does so, and no tokenizer accepts it.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            if text.strip():
-                yield Document(str(record.get("name", name)), text)
+            yield Document(str(record.get("name", name)), text, read)
 
 
 def _slices_of(path: Path, slice_bytes: int) -> list[Slice]:
@@ -115,10 +132,24 @@ def _slices_of(path: Path, slice_bytes: int) -> list[Slice]:
     return [Slice(str(path), 0, sys.maxsize, size)]
 
 
-def _jsonl_records(path: Path, part: Slice) -> Iterator[tuple[str, Any]]:
-    """The name of each line that is not blank, by its place in bytes, and what it holds."""
-    # Decompressed as the name's ending says.
-    with io.BufferedReader(pyarrow.input_stream(str(path)), 1 << 20) as stream:
+# The name of a document, the record that has its text, and the bytes of the slice that have been read.
+_Records = Iterator[tuple[str, Any, int]]
+
+
+def _txt_records(path: Path, part: Slice, text_field: str, wanted: Wanted | None) -> _Records:
+    """The file, by its name. A character takes at most four bytes."""
+    if not wanted or wanted(part.size // 4, part.size):
+        # utf-8-sig drops a byte order mark, as json.loads does.
+        yield path.stem, {text_field: path.read_text(encoding="utf-8-sig")}, part.size
+
+
+def _jsonl_records(path: Path, part: Slice, wanted: Wanted | None) -> _Records:
+    """Each line that is not blank, by its place in bytes. A line has at least as many bytes as characters."""
+    compression = _COMPRESSION.get(path.suffix)
+    with path.open("rb") as file:
+        stream: Any = file
+        if compression:
+            stream = io.BufferedReader(pyarrow.input_stream(file, compression), 1 << 20)
         at = part.start
         if at:
             # A line that began before `start` belongs to the previous slice.
@@ -126,24 +157,32 @@ def _jsonl_records(path: Path, part: Slice) -> Iterator[tuple[str, Any]]:
             at += len(stream.readline()) - 1
         while at < part.stop and (line := stream.readline()):
             place, at = at, at + len(line)
-            if not line.isspace():
-                try:
-                    yield f"{path.name}:{place}", json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}: line at byte {place}: not valid JSON: {error}") from error
+            if line.isspace() or (wanted and not wanted(0, len(line))):
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}: line at byte {place}: not valid JSON: {error}") from error
+            yield f"{path.name}:{place}", record, file.tell() if compression else at - part.start
 
 
-def _parquet_records(path: Path, part: Slice, text_field: str) -> Iterator[tuple[str, Any]]:
-    """The name of each row of a row group, by their numbers, and its text."""
+def _parquet_records(path: Path, part: Slice, text_field: str, wanted: Wanted | None) -> _Records:
+    """Each row of a row group, by their numbers."""
     file = ParquetFile(path)
     if text_field not in (names := file.schema_arrow.names):
         raise InputError(
             f'{path}: no column "{text_field}"; name the one of {", ".join(names)} that has text'
         )
-    batches = file.iter_batches(batch_size=256, row_groups=[part.start], columns=[text_field])
-    texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-    for row, text in enumerate(texts, 1):
-        yield f"{path.name}:{part.start}:{row}", {text_field: "" if text is None else text}
+    rows, row = file.metadata.row_group(part.start).num_rows, 0
+    for batch in file.iter_batches(batch_size=256, row_groups=[part.start], columns=[text_field]):
+        column = batch.column(0)
+        # Lengths are counted without making a text of each row.
+        lengths = pyarrow.compute.utf8_length(column.cast(pyarrow.large_string())).to_pylist()
+        for place, characters in enumerate(lengths):
+            row += 1
+            if characters and (not wanted or wanted(characters, characters)):
+                record = {text_field: column[place].as_py()}
+                yield f"{path.name}:{part.start}:{row}", record, part.size * row // rows
 
 
 @contextmanager

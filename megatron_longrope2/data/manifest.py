@@ -49,7 +49,9 @@ class Manifest(BaseModel):
         tokenizer: the tokenizer's file.
         tokenizer_sha256: hash of that file.
         buckets: by name.
-        documents: number of documents read.
+        budgets: tokens after which a bucket of that name was full; none where it took all there was.
+        documents: number of documents read; like the following counts, 0 where there are budgets: they then
+            say only how far the workers got.
         documents_cut: how many of them are in the short bucket in pieces.
         documents_too_long: how many of them are left out, because no bucket takes their length.
         tokens_too_long: tokens of those that are left out.
@@ -59,6 +61,7 @@ class Manifest(BaseModel):
     tokenizer: Path
     tokenizer_sha256: str
     buckets: dict[str, BucketSize]
+    budgets: dict[str, int] = {}
     documents: int = 0
     documents_cut: int = 0
     documents_too_long: int = 0

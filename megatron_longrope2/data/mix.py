@@ -3,20 +3,22 @@
 The YAML file names sources and token budgets:
 
     long_buckets: [100000, 200000]  # upper ends in tokens; the short bucket ends at the original length
-    shares: [3, 3, 4]               # short, then each long bucket; a source may have its own
+    shares: [2, 3, 4]               # short, then each long bucket; for all sources
     repeat: false                   # may a bucket be read more than once? (default false)
     sources:
       - name: books                 # a folder of this name is made in the output
         path: corpora/books         # relative to <input>; default: the name
         tokens: 4.5B                # K, M, B are powers of 1000
         text_field: text            # default
+        shares: [1, 0, 0]           # this source's own; default: those for all
 """
 
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from math import gcd
+from itertools import accumulate, pairwise
+from math import ceil, gcd
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,14 +26,21 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, model_validator
 
 from megatron_longrope2.data.manifest import Manifest, Pool, PoolMix, check_pool_tokenizer, load_manifest
-from megatron_longrope2.data.preprocess import preprocess
+from megatron_longrope2.data.preprocess import load_encoder_once, preprocess, shards_folder
+from megatron_longrope2.data.selection import Selection
 from megatron_longrope2.data.settings import Bucket, PreprocessSettings
+from megatron_longrope2.data.survey import Survey, Tokens, survey
+from megatron_longrope2.device import is_first_process
 from megatron_longrope2.errors import InputError, naming, one_line
 from megatron_longrope2.files import read_text, write_json
 from megatron_longrope2.tables import text_table
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _WEIGHT_STEPS = 10**6
+
+# A bucket is full at this many times its budget: a run reads whole segments, in a pattern over the pools, and
+# may end a few segments above its share of one.
+_SPARE = 1.01
 
 
 def _token_count(raw: Any) -> int:
@@ -98,13 +107,28 @@ class Portion:
 
     Attributes:
         budget: tokens that the run reads.
-        available: tokens that the bucket holds; 0 where the source has not been preprocessed.
+        available: tokens that the bucket holds, or would. None where the source's text is not there.
     """
 
-    source: str
+    source: Source
     bucket: Bucket
     budget: int
-    available: int
+    available: Tokens | None
+
+    def enough(self, repeat: bool) -> bool | None:
+        """Whether there are enough tokens; None if that is not known.
+
+        Args:
+            repeat: whether the run may read them more than once.
+        """
+        if not self.budget:
+            return True
+        if self.available is None:
+            return None
+        wanted = 1 if repeat else self.budget
+        if wanted <= self.available.low:
+            return True
+        return None if wanted <= self.available.high else False
 
 
 def load_mix(path: str | Path) -> Mix:
@@ -123,76 +147,148 @@ def load_mix(path: str | Path) -> Mix:
         return Mix.model_validate(content)
 
 
-def portions(mix: Mix, settings: PreprocessSettings) -> Iterator[Portion]:
-    """Every bucket of every source, with what of it is preprocessed under `settings.output` already."""
-    for source in mix.sources:
-        shares = source.shares or mix.shares
-        # Rounded cumulatively, so that the budgets of a source add up to its tokens.
-        ends = [round(source.tokens * end / sum(shares)) for end in accumulate(shares)]
-        made = source.settings(mix, settings)
-        manifest = load_manifest(made.output)
-        available = {name: size.tokens for name, size in manifest.buckets.items()} if manifest else {}
-        for bucket, start, end in zip(made.buckets, [0, *ends], ends, strict=False):
-            yield Portion(source.name, bucket, end - start, available.get(bucket.name, 0))
-
-
-def token_table(mix: Mix, settings: PreprocessSettings) -> str:
-    """The portions as a table: budget, share of the run, available tokens, and how often they are read."""
-    rows = []
-    for portion in portions(mix, settings):
-        budget, have = portion.budget, portion.available
-        epochs = f"{budget / have:.2f}" if have else "-"
-        share = f"{budget / mix.tokens:.1%}"
-        rows.append((portion.source, portion.bucket.name, f"{budget:,}", share, f"{have:,}", epochs))
-    rows.append(("total", "", f"{mix.tokens:,}", "100.0%", "", ""))
-    return text_table(("source", "bucket", "budget", "share", "available", "epochs"), rows, left=2)
-
-
-def preprocess_mix(mix: Mix, settings: PreprocessSettings) -> None:
+def preprocess_mix(mix: Mix, settings: PreprocessSettings, *, dry_run: bool = False) -> None:
     """Preprocess every source into `<output>/<name>` and write `<output>/mix.json` for training.
 
-    Sources that have been preprocessed are kept, so that a run that was stopped resumes. Input folders,
-    buckets and text fields are the mix's, all other settings those given.
+    Before anything is tokenized, a sample of each source says what its buckets will hold, which is printed.
+    Then each bucket is filled to its budget. Sources that have been preprocessed are kept, so that a run that
+    was stopped resumes. Input folders, buckets and text fields are the mix's, all other settings those given.
+
+    Args:
+        dry_run: say what the buckets will hold, as far as the text is there, and stop.
 
     Raises:
         InputError: as `preprocess`; a kept source that was made with other settings; or a budget above what
             a bucket holds, where the mix does not allow repetition.
     """
+    surveys = {}
     for source in mix.sources:
         made = source.settings(mix, settings)
         if manifest := load_manifest(made.output):
-            _check_kept(manifest, made)
-        else:
-            preprocess(made)
-    read = [portion for portion in portions(mix, settings) if portion.budget]
-    for portion in read:
-        have = portion.available
-        if portion.budget > have and not (have and mix.repeat):
-            repetition = ", or allow repetition (`repeat: true`)" if have else ""
-            raise InputError(
-                f"{settings.output / portion.source}: the mix asks for {portion.budget:,} tokens of bucket "
-                f"{portion.bucket.name}, which has {have:,}; add text, lower the budget{repetition}"
-            )
+            _check_kept(manifest, made, _budgets(mix, source))
+        elif made.input.exists() or not dry_run:
+            encode = load_encoder_once(made.tokenizer).encode
+            surveys[source.name] = survey(made.input, made.text_field, encode)
+    _report(mix, settings, surveys)
+    if dry_run:
+        return
+    for source in mix.sources:
+        made = source.settings(mix, settings)
+        if source.name in surveys:
+            preprocess(made, _selection(mix, source, made, surveys[source.name]))
+        elif is_first_process():
+            shutil.rmtree(
+                shards_folder(made.output), ignore_errors=True
+            )  # of a run that was stopped at its end
+    _report(mix, settings, {})
+    read = [portion for portion in portions(mix, settings, {}) if portion.budget]
     # Weights are whole numbers, exact to a millionth of the run.
     step = max(1, mix.tokens // _WEIGHT_STEPS)
     weights = [max(1, round(portion.budget / step)) for portion in read]
     pools = [
         Pool(
-            f"{portion.source}/{portion.bucket.name}",
+            f"{portion.source.name}/{portion.bucket.name}",
             "long" if portion.bucket.longer_than else "short",
             weight // gcd(*weights),
         )
         for portion, weight in zip(read, weights, strict=True)
     ]
-    write_json(settings.output / "mix.json", PoolMix(pools=pools, repeat=mix.repeat).model_dump())
+    if is_first_process():
+        write_json(settings.output / "mix.json", PoolMix(pools=pools, repeat=mix.repeat).model_dump())
 
 
-def _check_kept(made: Manifest, settings: PreprocessSettings) -> None:
-    """Refuse a source that was preprocessed otherwise than `settings` ask for."""
+def portions(mix: Mix, settings: PreprocessSettings, surveys: Mapping[str, Survey]) -> Iterator[Portion]:
+    """Every bucket of every source, with what is preprocessed under `settings.output` or surveyed."""
+    for source in mix.sources:
+        made = source.settings(mix, settings)
+        manifest = load_manifest(made.output)
+        budgets = _budgets(mix, source)
+        for bucket, fed, budget in zip(made.buckets, made.feeds, budgets, strict=True):
+            available = None
+            if source.name in surveys:
+                available = surveys[source.name].tokens(fed)
+            elif manifest:
+                tokens = manifest.buckets[bucket.name].tokens
+                available = Tokens(tokens, tokens, tokens)
+            yield Portion(source, bucket, budget, available)
+
+
+def token_table(mix: Mix, found: Iterable[Portion]) -> str:
+    """The portions as a table: budget and its share of the run, the tokens that there are (with an interval),
+    how often they are read, and whether they are enough.
+    """
+    rows = []
+    for portion in found:
+        budget, have = portion.budget, portion.available
+        counts = ("-", "-", "-", "-")
+        if have:
+            epochs = f"{budget / have.likely:.2f}" if have.likely else "-"
+            counts = (f"{have.likely:,.0f}", f"{have.low:,.0f}", f"{have.high:,.0f}", epochs)
+        enough = {True: "yes", False: "no", None: "perhaps" if have else "-"}[portion.enough(mix.repeat)]
+        share = f"{budget / mix.tokens:.1%}"
+        rows.append((portion.source.name, portion.bucket.name, f"{budget:,}", share, *counts, enough))
+    rows.append(("total", "", f"{mix.tokens:,}", "100.0%", "", "", "", "", ""))
+    header = ("source", "bucket", "budget", "share", "available", "at least", "at most", "epochs", "enough")
+    return text_table(header, rows, left=2)
+
+
+def _report(mix: Mix, settings: PreprocessSettings, surveys: Mapping[str, Survey]) -> None:
+    """Print the table, and refuse a mix that cannot be filled."""
+    found = list(portions(mix, settings, surveys))
+    if is_first_process():
+        print(token_table(mix, found), flush=True)
+    if lacking := [_lack(settings, one, found) for one in found if one.enough(mix.repeat) is False]:
+        raise InputError("\nerror: ".join(lacking))
+
+
+def _lack(settings: PreprocessSettings, portion: Portion, found: Sequence[Portion]) -> str:
+    """What a bucket lacks, and what would help."""
+    source, have = portion.source, portion.available
+    assert have is not None
+    known = f"{have.high:,.0f}"
+    if have.low < have.high:
+        known = f"about {have.likely:,.0f} and at most {have.high:,.0f}"
+    # The source's tokens at which its scarcest bucket is enough.
+    fits = min(
+        source.tokens * one.available.likely / one.budget
+        for one in found
+        if one.source == source and one.budget and one.available
+    )
+    smaller = f", lower its tokens to {fits:,.0f}" if fits >= 1 else ""
+    repetition = ", or allow repetition (`repeat: true`)" if have.likely else ""
+    return (
+        f"{settings.output / source.name}: the mix asks for {portion.budget:,} tokens of bucket "
+        f"{portion.bucket.name}, which has {known}; add text, give the source other shares{smaller}"
+        f"{repetition}"
+    )
+
+
+def _budgets(mix: Mix, source: Source) -> list[int]:
+    """Tokens of each bucket; rounded cumulatively, so that they add up to the source's."""
+    shares = source.shares or mix.shares
+    ends = [round(source.tokens * end / sum(shares)) for end in accumulate(shares)]
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
+def _selection(mix: Mix, source: Source, settings: PreprocessSettings, found: Survey) -> Selection:
+    """What is taken of a source's text."""
+    budgets = [ceil(_SPARE * budget) for budget in _budgets(mix, source)]
+    return Selection(settings.feeds, budgets, found.range)
+
+
+def _check_kept(made: Manifest, settings: PreprocessSettings, budgets: Sequence[int]) -> None:
+    """Refuse a source that was preprocessed otherwise than `settings` and `budgets` ask for."""
     check_pool_tokenizer(settings.output, settings.tokenizer)
     was = made.settings.content
     for name, wanted in settings.content.items():
         if was[name] != wanted:
             raise InputError(
                 f"{settings.output}: {name}: was made with {was[name]}, this run asks for {wanted}; remove it"
+            )
+    for bucket, wanted in zip(settings.buckets, budgets, strict=True):
+        full = made.budgets.get(bucket.name)
+        if full is not None and full <= made.buckets[bucket.name].tokens < wanted:
+            raise InputError(
+                f"{settings.output}: bucket {bucket.name} was filled up to {full:,} tokens, this run asks for "
+                f"{wanted:,}; remove it"
             )

@@ -1,6 +1,6 @@
 """What `longrope2 preprocess` and `longrope2 needles` are told. Nothing here is slow to import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,8 +33,8 @@ class PreprocessSettings:
     """How text becomes pools of tokens.
 
     Attributes:
-        input: Text to read: a .txt (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet (a document a
-            line or row), or a folder of them. With --mix: the folder that holds the sources.
+        input: Text to read: a .txt (one document), a .jsonl, .jsonl.gz, .json.gz, .jsonl.zst or .parquet (a
+            document a line or row), or a folder of them. With --mix: the folder that holds the sources.
         output: Folder to make. Without --mix it must be missing or empty.
         tokenizer: Folder with the model's tokenizer.json or tokenizer.model, or the file itself.
         original_length: The model's pre-trained window in tokens. Documents of at most this length go into
@@ -47,9 +47,10 @@ class PreprocessSettings:
         cut_long_documents: Also cut every document longer than the pre-trained window into pieces for the
             short bucket.
         allow_empty_buckets: Write the other buckets where one gets no document, instead of refusing.
-        workers: Number of processes that tokenize.
+        workers: Number of processes that tokenize; in a job of several ranks, that of each rank.
         shard_size: MiB of input, roughly, that a worker handles at a time. A run that is stopped and started
-            again repeats about this much for each worker.
+            again repeats about this much for each worker. With --mix it also decides which documents a bucket
+            gets before it is full.
 
     Raises:
         InputError: the ends of the buckets do not rise.
@@ -87,6 +88,12 @@ class PreprocessSettings:
         starts = (self.original_length, *self.long_buckets)
         ends = zip(starts, self.long_buckets, strict=False)
         return short, *(Bucket(f"long-{end}", start, end) for start, end in ends)
+
+    @property
+    def feeds(self) -> tuple[Bucket, ...]:
+        """`buckets`, each with the lengths of the documents that it gets tokens from."""
+        short, *long = self.buckets
+        return replace(short, at_most=None) if self.cut_long_documents else short, *long
 
 
 @Parameter(name="*", group="Needles")

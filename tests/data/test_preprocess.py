@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,10 +124,10 @@ def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     times: list[tuple[int, int]] = []
     original = module._build_shards
 
-    def build(shards: dict[Path, Shard], settings: PreprocessSettings) -> None:
+    def build(shards: dict[Path, Shard], *rest: Any) -> None:
         found = [folder for folder in shards if folder.exists()]
         before = [path.stat().st_mtime_ns for path in found]
-        original(shards, settings)
+        original(shards, *rest)
         times.extend(zip(before, [path.stat().st_mtime_ns for path in found], strict=True))
 
     monkeypatch.setattr(module, "_build_shards", build)
