@@ -12,15 +12,23 @@ def main(*, settings: NeedleSettings) -> None:
     # Megatron takes seconds to import; wrong options need not wait for it.
     from tqdm import tqdm
 
-    from megatron_longrope2.data.documents import read_books
+    from megatron_longrope2.data.documents import draw_books
     from megatron_longrope2.data.needles import NeedleSampler
     from megatron_longrope2.data.pools import write_documents
     from megatron_longrope2.data.tokenizer import load_tokenizer
     from megatron_longrope2.data.wording import wording
 
-    tokenizer, books = load_tokenizer(settings.tokenizer), read_books(settings.books)
-    sentences = wording(settings.needle_wording)
-    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys=settings.keys, wording=sentences)
+    tokenizer = load_tokenizer(settings.tokenizer)
+    books = draw_books(settings.books, settings.seed, max(settings.lengths))
+    sampler = NeedleSampler(
+        tokenizer,
+        books,
+        seed=settings.seed,
+        keys=settings.keys,
+        lengths=settings.lengths,
+        most_books=settings.samples,
+        wording=wording(settings.needle_wording),
+    )
     samples = sampler.samples(settings.samples, settings.lengths, settings.needle_depths)
     documents = (sample.tokens.numpy() for sample in tqdm(samples, "needles", settings.samples))
     count = write_documents(settings.output, documents, vocab_size=len(tokenizer))

@@ -6,10 +6,11 @@ can share the work and a stopped run can resume. The slices of a path, in order,
 
 import io
 import json
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from megatron_longrope2.errors import InputError, one_line
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
 SLICE_BYTES = 16 << 20
+
+# Characters of a book that samples are drawn from, at least where it has so many.
+BOOK_CHARACTERS = 1 << 18
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
@@ -56,12 +60,24 @@ class Slice:
     size: int
 
 
+def draw_books(path: str | Path, seed: int, length: int) -> Iterator[Document]:
+    """The documents of a file or folder, one file (or part of one) after another in a random order.
+
+    They are read as they are asked for. Of each there is the beginning only, which is enough for samples of
+    `length` tokens at many places.
+
+    Raises:
+        InputError: as `iter_documents`.
+    """
+    parts = slices(path)
+    most = max(BOOK_CHARACTERS, 8 * length)
+    for book in _read(path, random.Random(f"books/{seed}").sample(parts, len(parts)), "text"):
+        yield replace(book, text=book.text[:most])
+
+
 def read_books(path: str | Path) -> list[Document]:
-    """All documents of a file or folder, at least one; otherwise as `iter_documents`."""
-    books = list(iter_documents(path))
-    if not books:
-        raise InputError(f"{path}: holds no text; give a file with some, or a folder of such files")
-    return books
+    """All documents of a file or folder; otherwise as `iter_documents`."""
+    return list(iter_documents(path))
 
 
 def iter_documents(path: str | Path, text_field: str = "text") -> Iterator[Document]:
@@ -71,10 +87,19 @@ def iter_documents(path: str | Path, text_field: str = "text") -> Iterator[Docum
     Documents without any text are left out.
 
     Raises:
-        InputError: nothing to read, a damaged file, a line or table without `text_field`.
+        InputError: nothing to read, a damaged file, a line or table without `text_field`, or no text at all.
     """
-    for part in slices(path):
-        yield from read_slice(part, text_field)
+    return _read(path, slices(path), text_field)
+
+
+def _read(path: str | Path, parts: Sequence[Slice], text_field: str) -> Iterator[Document]:
+    found = False
+    for part in parts:
+        for document in read_slice(part, text_field):
+            found = True
+            yield document
+    if not found:
+        raise InputError(f"{path}: holds no text; give a file with some, or a folder of such files")
 
 
 def slices(path: str | Path, slice_bytes: int = SLICE_BYTES) -> list[Slice]:
@@ -174,7 +199,7 @@ def _parquet_records(path: Path, part: Slice, text_field: str, wanted: Wanted | 
             f'{path}: no column "{text_field}"; name the one of {", ".join(names)} that has text'
         )
     rows, row = file.metadata.row_group(part.start).num_rows, 0
-    for batch in file.iter_batches(batch_size=256, row_groups=[part.start], columns=[text_field]):
+    for batch in file.iter_batches(batch_size=64, row_groups=[part.start], columns=[text_field]):
         column = batch.column(0)
         # Lengths are counted without making a text of each row.
         lengths = pyarrow.compute.utf8_length(column.cast(pyarrow.large_string())).to_pylist()

@@ -177,9 +177,8 @@ def preprocess_mix(mix: Mix, settings: PreprocessSettings, *, dry_run: bool = Fa
         if source.name in surveys:
             preprocess(made, _selection(mix, source, made, surveys[source.name]))
         elif is_first_process():
-            shutil.rmtree(
-                shards_folder(made.output), ignore_errors=True
-            )  # of a run that was stopped at its end
+            # Of a run that was stopped at its very end.
+            shutil.rmtree(shards_folder(made.output), ignore_errors=True)
     _report(mix, settings, {})
     read = [portion for portion in portions(mix, settings, {}) if portion.budget]
     # Weights are whole numbers, exact to a millionth of the run.
@@ -289,6 +288,6 @@ def _check_kept(made: Manifest, settings: PreprocessSettings, budgets: Sequence[
         full = made.budgets.get(bucket.name)
         if full is not None and full <= made.buckets[bucket.name].tokens < wanted:
             raise InputError(
-                f"{settings.output}: bucket {bucket.name} was filled up to {full:,} tokens, this run asks for "
-                f"{wanted:,}; remove it"
+                f"{settings.output}: bucket {bucket.name} was filled up to {full:,} tokens, this run asks "
+                f"for {wanted:,}; remove it"
             )

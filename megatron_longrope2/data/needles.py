@@ -7,12 +7,13 @@ text.
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import batched, product
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
@@ -25,6 +26,12 @@ from megatron_longrope2.errors import InputError
 WORD_SEARCH = 16
 
 HELD_OUT_SHARE = 0.2
+
+MOST_BOOKS = 64
+"""Books that samples of one kind go round, however many samples there are."""
+
+# Books that are tokenized at once, each by a thread.
+_THREADS = 4
 
 # Common words, so that a small vocabulary needs few tokens for them. "island" is left out: a tiny model took
 # its "is" for the one before the number.
@@ -72,7 +79,7 @@ class NeedleSample:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A tokenized book: `ids` [n] and where, in tokens, its words and lines start."""
+    """A tokenized book: `ids` [n] and where, in tokens, its words and lines start; all int32."""
 
     name: str
     ids: np.ndarray
@@ -89,10 +96,13 @@ class NeedleSampler:
 
     Args:
         tokenizer: a fast tokenizer; a BOS is put in front only if the tokenizer itself would put one.
-        books: the texts, at least one.
-        seed: seed of books, places, keys and numbers.
+        books: the texts, at least one; they are read one after another.
+        seed: seed of places, keys and numbers.
         keys: which keys to hide numbers for, see `key_pool`.
         wording: the sentences around the text.
+        lengths: of the samples that will be drawn, tokens. Books that are too short for all of them are left
+            out, some of them by their characters. 0: of any length.
+        most_books: reading stops when so many books are long enough for the longest length. None: never.
 
     Raises:
         InputError: the tokenizer cannot tell where its tokens come from.
@@ -101,11 +111,13 @@ class NeedleSampler:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        books: Sequence[Document],
+        books: Iterable[Document],
         *,
         seed: int = 0,
         keys: Keys = "all",
         wording: Wording = SHORT,
+        lengths: Sequence[int] = (0,),
+        most_books: int | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: has no character offsets; use a fast one (tokenizer.json)")
@@ -114,8 +126,8 @@ class NeedleSampler:
         self.wording = wording
         self._keys = key_pool(keys, wording.joint)
         self._head = [*leading_bos(tokenizer), *self._encode(wording.opening)[0]]
-        shuffled = random.Random(f"books/{seed}").sample(list(books), len(books))
-        self._books = [self._tokenize(book) for book in shuffled]
+        self._longest = 0
+        self._books = self._tokenized(books, min(lengths), max(lengths), most_books)
 
     def sample(self, index: int, length: int, depth: float) -> NeedleSample:
         """Draw sample number `index` of exactly `length` tokens with its needle at `depth`.
@@ -158,17 +170,40 @@ class NeedleSampler:
 
     def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
         """Token ids of plain text (no special token, even where the text spells one) and offsets [n, 2]."""
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return encoded["input_ids"], np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        (encoding,) = self._encodings([text])
+        return encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
 
-    def _tokenize(self, book: Document) -> _Tokens:
-        ids, offsets = self._encode(book.text)
+    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        if not texts:
+            return []
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return self.tokenizer(texts, **options).encodings
+
+    def _tokenized(
+        self, books: Iterable[Document], shortest: int, longest: int, most_books: int | None
+    ) -> list[_Tokens]:
+        """The books of at least `shortest` tokens, up to the one that completes `most_books` of `longest`."""
+        kept: list[_Tokens] = []
+        enough = 0
+        fewest = 0.0  # characters a token, of all books so far
+        for batch in batched(books, _THREADS):
+            # Those with far too few characters need not be tokenized.
+            long = [book for book in batch if len(book.text) >= 0.8 * fewest * shortest]
+            for book, encoding in zip(long, self._encodings([book.text for book in long]), strict=True):
+                tokens = self._book(book, encoding)
+                size = len(tokens.ids)
+                self._longest = max(self._longest, size)
+                density = len(book.text) / max(1, size)
+                fewest = min(fewest or density, density)
+                if size >= shortest:
+                    kept.append(tokens)
+                    enough += size >= longest
+                if enough == most_books:
+                    return kept
+        return kept
+
+    def _book(self, book: Document, encoding: Encoding) -> _Tokens:
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         starts = np.minimum(offsets[:, 0], max(len(book.text) - 1, 0))
         chars = np.fromiter(map(ord, "\n" + book.text), dtype=np.uint32)
         before, at = chars[starts], chars[starts + 1]
@@ -177,9 +212,11 @@ class NeedleSampler:
         words = fresh & (np.isin(before, _SPACES) | np.isin(at, _SPACES))
         lines = fresh & (before == _NEWLINE) & (at != _NEWLINE)
         lines[:1] = True
-        return _Tokens(
-            book.name, np.asarray(ids, dtype=np.int64), np.flatnonzero(words), np.flatnonzero(lines)
+        ids, words, lines = (
+            np.array(values, dtype=np.int32)
+            for values in (encoding.ids, np.flatnonzero(words), np.flatnonzero(lines))
         )
+        return _Tokens(book.name, ids, words, lines)
 
     def _question(self, key: str, value: str) -> tuple[list[int], np.ndarray]:
         """Ids of the question and the answer that ends the text, and which of them are the answer's: bool."""
@@ -192,10 +229,9 @@ class NeedleSampler:
         """The book of sample `index` and the token where its body of `room` tokens starts, at a line."""
         enough = [book for book in self._books if len(book.ids) >= room]
         if not enough:
-            longest = max(len(book.ids) for book in self._books)
             raise InputError(
-                f"books: the longest has {longest} tokens, {room} are needed; add longer ones, or write "
-                "several into one .txt file"
+                f"books: the longest has {self._longest} tokens, {room} are needed; add longer ones, or "
+                "write several into one .txt file"
             )
         book = enough[index % len(enough)]
         starts = book.line_starts[book.line_starts <= len(book.ids) - room]

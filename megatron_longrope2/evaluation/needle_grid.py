@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSampler
 from megatron_longrope2.data.wording import wording
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.perplexity import Perplexity
 from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.settings import NeedleSettings, TextSettings
 from megatron_longrope2.evaluation.subject import LoadedSubject
+from megatron_longrope2.ranks import on_main
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import Estimate, proportion_interval
@@ -170,12 +171,15 @@ def measure_needle(subject: LoadedSubject, texts: TextSettings, settings: Needle
     """
     beyond = subject.beyond_window(settings.lengths)
     depths = [place / max(settings.depths - 1, 1) for place in range(settings.depths)]
-    sampler = NeedleSampler(
-        subject.tokenizer,
-        subject.books(texts),
-        seed=texts.seed,
-        keys="held_out",
-        wording=wording(settings.needle_wording),
+    books = subject.books(texts, max(settings.lengths))
+    most_books = min(settings.depths * settings.repetitions, MOST_BOOKS)
+    options: dict[str, Any] = {
+        "lengths": settings.lengths,
+        "most_books": most_books,
+        "wording": wording(settings.needle_wording),
+    }
+    sampler = on_main(
+        lambda: NeedleSampler(subject.tokenizer, books, seed=texts.seed, keys="held_out", **options)
     )
     grid = measure_needles(subject.scorer, sampler, settings.lengths, depths, settings.repetitions)
     lines = [

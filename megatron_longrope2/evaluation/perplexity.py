@@ -13,6 +13,7 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.settings import PerplexitySettings, TextSettings
 from megatron_longrope2.evaluation.subject import LoadedSubject
+from megatron_longrope2.ranks import on_main
 from megatron_longrope2.scoring.samples import Sample, document_samples
 from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.statistics import Estimate, exponential_interval, mean_interval, paired_difference
@@ -72,22 +73,29 @@ def measure_perplexity(subject: LoadedSubject, texts: TextSettings, settings: Pe
     """
     original, long = subject.original_length, settings.long_length or subject.target_length
     beyond = subject.beyond_window([*([long] if settings.long_texts else []), *settings.windows])
-    books = subject.books(texts)
+
+    def draw(count: int, length: int) -> list[Sample]:
+        """Samples on every rank, of books that the main rank reads and tokenizes."""
+        books = subject.books(texts, length)
+        return on_main(lambda: document_samples(subject.tokenizer, books, count, length, texts.seed))
+
     result: dict[str, Any] = {"short": None, "positions": [], "sliding": []}
     lines = []
     if settings.short_texts:
-        samples = document_samples(subject.tokenizer, books, settings.short_texts, original, texts.seed)
-        short = text_perplexity(subject.scorer, samples)
+        short = text_perplexity(subject.scorer, draw(settings.short_texts, original))
         result["short"] = short.to_dict()
         lines.append(f"short window, {original} tokens: {short.value:.3f}")
     if settings.long_texts:
-        samples = document_samples(subject.tokenizer, books, settings.long_texts, long, texts.seed)
+        samples = draw(settings.long_texts, long)
         buckets = position_perplexity(subject.scorer, samples, octave_edges(original, long))
         for (start, end), measured in buckets.items():
             result["positions"].append({"start": start, "end": end, **measured.to_dict()})
             lines.append(f"positions {start}-{end}: {measured.value:.3f}")
     if settings.windows:
-        documents = [torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"]) for book in books]
+        documents = [
+            torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"])
+            for book in subject.books(texts)
+        ]
         for window in settings.windows:
             measured = sliding_perplexity(subject.scorer, documents, window, settings.stride)
             result["sliding"].append({"window": window, **measured.to_dict()})

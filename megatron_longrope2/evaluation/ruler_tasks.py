@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,17 +78,13 @@ class RulerTasks:
     allow_download: bool
     questions: Path | None = None
 
-    @cached_property
-    def _words(self) -> list[str]:
-        return [word for book in self.subject.books(self.texts) for word in book.text.split()]
-
     def choose(self, asked: Sequence[str] | None) -> list[str]:
         """The tasks asked for, or all that can be made.
 
         Raises:
             InputError: one is unknown, or needs books, questions or a download.
         """
-        lacking = {}
+        lacking: dict[str, str] = {}
         if self.questions is None and not self.allow_download:
             lacking |= dict.fromkeys(QUESTIONS, "--questions, or questions that are downloaded")
         if not (self.texts.books or self.allow_download):
@@ -231,7 +227,12 @@ class RulerTasks:
         """Words of the books, enough for a length in tokens."""
         from lm_eval.tasks.ruler import prepare_niah
 
-        words = self._words if self.texts.books else prepare_niah.get_haystack("essay")
+        if self.texts.books:
+            # A word has at least a token, and the generators look 500 words ahead.
+            words_of_books = (word for book in self.subject.books(self.texts) for word in book.text.split())
+            words = list(islice(words_of_books, length + 500))
+        else:
+            words = prepare_niah.get_haystack("essay")
         words = words * (1 + length // len(words))
         if length >= COARSE:
             return words

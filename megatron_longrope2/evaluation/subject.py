@@ -1,7 +1,7 @@
 """A checkpoint under evaluation, Megatron's or Hugging Face's, behind one interface."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2 import device, hf
-from megatron_longrope2.data.documents import Document, read_books
+from megatron_longrope2.data.documents import Document, draw_books, iter_documents
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
@@ -73,18 +73,21 @@ class Subject:
             )
         return beyond
 
-    def books(self, texts: TextSettings) -> list[Document]:
-        """The books that were given.
+    def books(self, texts: TextSettings, length: int | None = None) -> Iterator[Document]:
+        """The books that were given, one after another.
+
+        Args:
+            length: draw them for samples of so many tokens, see `draw_books`. None: all of them, whole.
 
         Raises:
             InputError: there are none, or the tokenizer cannot encode them.
         """
         if texts.books is None:
             raise InputError("--books: not given; give texts that the model was not trained on")
-        books = read_books(texts.books)
+        books = draw_books(texts.books, texts.seed, length) if length else iter_documents(texts.books)
         for book in books:
             check_encodes(self.tokenizer, book.text[:2000])
-        return books
+            yield book
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ class Settings(Table):
 
 def _check_stage(name: str, stage: StageSettings) -> None:
     where, is_train, is_evaluate = f"stages.{name}", name == "train", name == "evaluate"
-    single = name not in ("search", "train", "evaluate")
+    single = name not in ("preprocess", "search", "train", "evaluate")
     _refuse(single and stage.ranks > 1, f"{where}.nodes: this stage is a single process")
     _refuse(is_train and not (stage.mix or stage.pools), f"{where}.pools: is missing, and so is mix")
     _refuse(is_evaluate and not stage.measures, f"{where}.measures: is missing")

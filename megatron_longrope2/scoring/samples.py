@@ -1,7 +1,7 @@
 """Texts, and which of their tokens are scored."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.needles import NeedleSample
+from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSample
 from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
 
@@ -39,25 +39,32 @@ class Sample:
 
 
 def document_samples(
-    tokenizer: PreTrainedTokenizerFast, books: Sequence[Document], count: int, length: int, seed: int
+    tokenizer: PreTrainedTokenizerFast, books: Iterable[Document], count: int, length: int, seed: int
 ) -> list[Sample]:
-    """Stretches of `length` tokens of the books, every token scored; the books take turns.
+    """Stretches of `length` tokens of the first books that are long enough, every token scored.
+
+    The books, at most `MOST_BOOKS`, take turns.
 
     Raises:
         InputError: no book is long enough.
     """
     head = leading_bos(tokenizer)
     room = length - len(head)
-    encoded = [tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"] for book in books]
-    enough = [ids for ids in encoded if len(ids) >= room]
+    enough: list[list[int]] = []
+    longest = 0
+    for book in books:
+        ids = tokenizer(book.text, add_special_tokens=False, verbose=False)["input_ids"]
+        longest = max(longest, len(ids))
+        if len(ids) >= room:
+            enough.append(ids)
+        if len(enough) == min(count, MOST_BOOKS):
+            break
     if not enough:
-        longest = max(map(len, encoded), default=0)
         raise InputError(f"books: the longest has {longest} tokens, {room} are needed; add longer ones")
-    order = random.Random(f"documents/{seed}").sample(enough, len(enough))
     mask = torch.arange(length) > 0
     samples = []
     for index in range(count):
-        ids = order[index % len(order)]
+        ids = enough[index % len(enough)]
         start = random.Random(f"document/{seed}/{index}").randint(0, len(ids) - room)
         samples.append(Sample(torch.tensor(head + ids[start : start + room], dtype=torch.int64), mask))
     return samples

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from transformers import PreTrainedTokenizerFast
 
-from megatron_longrope2.data.documents import read_books
-from megatron_longrope2.data.needles import NeedleSampler
+from megatron_longrope2.data.documents import draw_books
+from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSampler
+from megatron_longrope2.data.settings import Keys
 from megatron_longrope2.data.wording import wording
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, load_model
+from megatron_longrope2.ranks import on_main
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors, with_longrope_attention
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample, document_samples
@@ -22,7 +25,7 @@ from megatron_longrope2.search.gradient import GradientSearch
 from megatron_longrope2.search.heldout import HELD_OUT_DEPTHS, compare, comparison_methods, score_samples
 from megatron_longrope2.search.needle_loss import NeedleLoss
 from megatron_longrope2.search.report import write_results
-from megatron_longrope2.search.session import Session, on_main
+from megatron_longrope2.search.session import Session
 from megatron_longrope2.search.settings import SearchSettings
 from megatron_longrope2.search.space import SearchSpace
 
@@ -98,13 +101,15 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
     if chosen.longrope_attention_factor:
         unscaled = with_longrope_attention(unscaled)
     space = SearchSpace(unscaled, chosen.search_space, chosen.search_dims, chosen.fix_attention_factor)
-    books = read_books(settings.books)
-    sentences = wording(settings.objective.needle_wording)
-    sampler = NeedleSampler(tokenizer, books, seed=settings.seed, keys="train", wording=sentences)
+    length, seed, count = settings.target_length, settings.seed, settings.samples
+    # The needles that factors are learned on have no end.
+    most_books = MOST_BOOKS if settings.algorithm == "gradient" else count
+    sampler = _sampler(settings, tokenizer, settings.books, "train", most_books)
     if settings.objective.objective == "document":
-        samples = document_samples(tokenizer, books, settings.samples, settings.target_length, settings.seed)
+        books = draw_books(settings.books, seed, length)
+        samples = on_main(lambda: document_samples(tokenizer, books, count, length, seed))
     else:
-        drawn = sampler.samples(settings.samples, settings.target_length, settings.needle_depths)
+        drawn = sampler.samples(count, length, settings.needle_depths)
         samples = [Sample.from_needle(one) for one in drawn]
     given = [load_factors(place, **facts) for place in settings.init_factors]
     fingerprint = _fingerprint(settings, samples, given, model)
@@ -114,18 +119,32 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
         strategy = GradientSearch(session, space, NeedleLoss(model), sampler, given)
     else:
         strategy = Evolution(session, space, given)
-    return Search(session, space, strategy, given, _held_out(settings, sampler))
+    return Search(session, space, strategy, given, _held_out(settings, tokenizer))
 
 
-def _held_out(settings: SearchSettings, sampler: NeedleSampler) -> list[Sample]:
+def _held_out(settings: SearchSettings, tokenizer: PreTrainedTokenizerFast) -> list[Sample]:
     objective = settings.objective
     if not objective.held_out_samples:
         return []
-    books = read_books(objective.held_out_books or settings.books)
-    seed = settings.seed + HELD_OUT_SEED
-    held_out = NeedleSampler(sampler.tokenizer, books, seed=seed, keys="held_out", wording=sampler.wording)
-    drawn = held_out.samples(objective.held_out_samples, settings.target_length, HELD_OUT_DEPTHS)
+    count, books = objective.held_out_samples, objective.held_out_books or settings.books
+    drawn = _sampler(settings, tokenizer, books, "held_out", count).samples(
+        count, settings.target_length, HELD_OUT_DEPTHS
+    )
     return [Sample.from_needle(one) for one in drawn]
+
+
+def _sampler(
+    settings: SearchSettings, tokenizer: PreTrainedTokenizerFast, path: Path, keys: Keys, most_books: int
+) -> NeedleSampler:
+    """A sampler on every rank, of books that the main rank reads and tokenizes."""
+    seed = settings.seed + (HELD_OUT_SEED if keys == "held_out" else 0)
+    books = draw_books(path, seed, settings.target_length)
+    options: dict[str, Any] = {
+        "lengths": (settings.target_length,),
+        "most_books": min(most_books, MOST_BOOKS),
+        "wording": wording(settings.objective.needle_wording),
+    }
+    return on_main(lambda: NeedleSampler(tokenizer, books, seed=seed, keys=keys, **options))
 
 
 def _fingerprint(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import read_json, write_json
+from megatron_longrope2.ranks import on_main
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import Scorer
@@ -261,18 +262,3 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, item in value.items():
         items |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
     return items
-
-
-def on_main[T](function: Callable[[], T]) -> T:
-    """Call `function` on the main rank and give every rank its result, or its InputError."""
-    box: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            box = [(True, function())]
-        except InputError as error:
-            box = [(False, str(error))]
-    dist.broadcast_object_list(box, src=0)
-    succeeded, result = box[0]
-    if not succeeded:
-        raise InputError(result)
-    return result

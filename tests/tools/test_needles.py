@@ -6,7 +6,7 @@ import pytest
 from cyclopts import CycloptsError
 
 from megatron_longrope2.cli import longrope2
-from megatron_longrope2.data.documents import read_books
+from megatron_longrope2.data.documents import draw_books
 from megatron_longrope2.data.needles import NeedleSampler
 from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.data.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def test_writes_the_samples_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
         seed=3,
     )
     tokenizer = load_tokenizer(EXAMPLE / "base")
-    sampler = NeedleSampler(tokenizer, read_books(EXAMPLE / "books/held_out"), seed=3, keys="held_out")
+    sampler = NeedleSampler(tokenizer, draw_books(EXAMPLE / "books/held_out", 3, 0), seed=3, keys="held_out")
     documents = open_pool(output)
     assert [len(document) for document in documents] == [300] * 3 + [400] * 3
     for sample, document in zip(sampler.samples(6, [300, 400], depths), documents, strict=True):
