@@ -8,7 +8,7 @@ faults:
 - every row of a batch has its own window, which follows from its own length without padding;
 - when a row crosses the original length, `generate` drops the cache and computes the sequences once more;
 - a forward call that would use a cache of the other window is refused;
-- the two windows may have different attention factors.
+- the two windows may have different attention factors. Angles are those of training, bit for bit.
 """
 
 from pathlib import Path

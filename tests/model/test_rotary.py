@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from megatron_longrope2.hf import WindowRotaryEmbedding
 from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.pack import DocumentPack
 from megatron_longrope2.model.rotary import ActiveFactors, LongRoPE2RotaryEmbedding
@@ -77,6 +78,16 @@ def test_angles_are_bit_for_bit_those_of_the_export(length: int) -> None:
     theirs, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
     ours = LongRoPE2RotaryEmbedding(factors, cp_group=ONE)(length)
     assert torch.equal(ours[:, 0, 0].cos(), theirs[0])
+
+
+@pytest.mark.parametrize("length", [8192, 131072])
+def test_the_transformers_helper_has_the_trainers_angles(length: int) -> None:
+    """To the bit, at the last position and at all before it."""
+    factors = load_factors("llama3-8b-128k")
+    helper = WindowRotaryEmbedding(factors)(torch.zeros(1), torch.arange(length)[None])
+    ours = LongRoPE2RotaryEmbedding(factors, cp_group=ONE)(length)[:, 0, 0]
+    assert torch.equal(ours.cos(), helper[0][0])
+    assert torch.equal(ours.sin(), helper[1][0])
 
 
 @pytest.mark.parametrize(
