@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data": ("rope",),
     "scoring": ("rope", "model", "data"),
     "search": ("rope", "model", "data", "scoring"),
-    "checkpoint": ("rope", "model"),
+    "checkpoint": ("rope", "model", "scoring"),
     "training": ("rope", "model", "data"),
     "evaluation": ("rope", "model", "data", "scoring", "checkpoint"),
     "planning": ("rope", "model", "data", "checkpoint"),

@@ -32,20 +32,21 @@ def main(
     from megatron_longrope2 import device
     from megatron_longrope2.checkpoint.verify import compare_logits, differences, logit_table, read_structure
 
+    say = print if device.is_first_process() else lambda *_: None
     one, other = read_structure(first), read_structure(second)
-    print(f"first:  {first} ({one.kind}, {len(one.specs)} tensors)")
-    print(f"second: {second} ({other.kind}, {len(other.specs)} tensors)")
+    say(f"first:  {first} ({one.kind}, {len(one.specs)} tensors)")
+    say(f"second: {second} ({other.kind}, {len(other.specs)} tensors)")
     found = differences(one, other)
-    print("\n".join(found) or "same tensors, shapes and RoPE")
+    say("\n".join(found) or "same tensors, shapes and RoPE")
     if found:
         sys.exit(1)
     if structure_only:
         return
     device.install()
     rows = compare_logits(first, second, settings)
-    print(logit_table(rows))
-    if output is not None:
+    say(logit_table(rows))
+    if output is not None and device.is_first_process():
         write_json(output, rows)
     if max(row["largest"] for row in rows) > settings.tolerance:
-        print(f"the logits differ by more than {settings.tolerance:g}")
+        say(f"the logits differ by more than {settings.tolerance:g}")
         sys.exit(1)

@@ -7,6 +7,9 @@ from typing import Literal
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 
+from megatron_longrope2.errors import InputError
+from megatron_longrope2.model.settings import LayoutSettings
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -79,10 +82,16 @@ class VerifySettings:
             and, where the RoPE is rescaled, twice the original length.
         positions: How many positions of each sequence are compared.
         seed: The seed of the random tokens.
-        tolerance: The largest logit difference that passes; both models compute in float32.
+        tolerance: The largest logit difference that passes; both models compute in float32 without --bf16.
+        layout: How the Megatron models are run.
     """
 
     lengths: tuple[PositiveInt, ...] = ()
     positions: PositiveInt = 64
     seed: int = 0
     tolerance: PositiveFloat = 1e-4
+    layout: LayoutSettings = LayoutSettings()
+
+    def __post_init__(self) -> None:
+        if 1 in self.lengths:
+            raise InputError("--lengths: 1 token leaves none to predict; use 2 or more")

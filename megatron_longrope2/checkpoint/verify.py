@@ -1,19 +1,20 @@
 """Do two checkpoints, Hugging Face or Megatron, hold the same model?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from megatron_longrope2.checkpoint.conversion import open_checkpoint
 from megatron_longrope2.checkpoint.hf_config import HFConfig
 from megatron_longrope2.checkpoint.hf_files import HFTensors
 from megatron_longrope2.checkpoint.mapping import TensorSpec
 from megatron_longrope2.checkpoint.settings import VerifySettings
+from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
+from megatron_longrope2.scoring.samples import Sample
+from megatron_longrope2.scoring.scorer import Scorer
 from megatron_longrope2.tables import text_table
 
 
@@ -80,13 +81,14 @@ def _described(structure: Structure) -> dict[str, object]:
 
 
 def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dict[str, float]]:
-    """Run both models in float32, one after the other, on the same random tokens.
+    """Run both models, one after the other, on the same random tokens; under torchrun every process calls it.
 
-    The last position of each sequence is compared, and others evenly spaced.
+    The predictions of the second and of the last token of each sequence are compared, and others evenly
+    spaced between them.
 
     Args:
         one, other: checkpoints of either kind, of models without `differences`.
-        settings: which sequences.
+        settings: which sequences, and how Megatron models are run.
 
     Returns:
         For each sequence its `length`, the `largest` and the `mean` of the absolute differences, the standard
@@ -94,16 +96,23 @@ def compare_logits(one: Path, other: Path, settings: VerifySettings) -> list[dic
         find the same token most likely (`same_prediction`).
 
     Raises:
-        InputError: a checkpoint cannot be read.
+        InputError: a checkpoint cannot be read, or as `load_model`.
     """
     structure = read_structure(one)
     dims, factors = structure.config.dims(), structure.factors
     original = factors.original_length if factors else dims.original_length
     lengths = settings.lengths or ((original, 2 * original) if factors else (original,))
     generator = torch.Generator().manual_seed(settings.seed)
-    tokens = [torch.randint(dims.vocab_size, (1, length), generator=generator) for length in lengths]
-    left, right = (_logits(folder, tokens, dims.vocab_size, settings.positions) for folder in (one, other))
-    return [_difference(length, *pair) for length, *pair in zip(lengths, left, right, strict=True)]
+    samples = []
+    for length in lengths:
+        mask = torch.zeros(length, dtype=torch.bool)
+        mask[torch.linspace(1, length - 1, min(settings.positions, length - 1)).round().long()] = True
+        samples.append(Sample(torch.randint(dims.vocab_size, (length,), generator=generator), mask))
+    left, right = (_logits(folder, samples, settings.layout) for folder in (one, other))
+    return [
+        _difference(length, *(logits[:, : dims.vocab_size] for logits in pair))
+        for length, *pair in zip(lengths, left, right, strict=True)
+    ]
 
 
 def logit_table(rows: list[dict[str, float]]) -> str:
@@ -130,28 +139,25 @@ def _difference(length: int, left: Tensor, right: Tensor) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
-def _logits(folder: Path, tokens: list[Tensor], vocab: int, positions: int) -> list[Tensor]:
-    run = _hf_model(folder) if (folder / "config.json").exists() else _megatron_model(folder)
-    found = []
-    for row in tqdm(tokens, desc=f"logits of {folder.name}", unit="sequence"):
-        kept = torch.linspace(0, row.shape[1] - 1, min(positions, row.shape[1])).round().long()
-        found.append(run(row)[0, kept, :vocab].float().cpu())
-    return found
+def _logits(folder: Path, samples: list[Sample], layout: LayoutSettings) -> list[Tensor]:
+    hugging_face = (folder / "config.json").exists()
+    scorer = (_hf_scorer if hugging_face else _megatron_scorer)(folder, layout)
+    return scorer.logits(samples, description=f"logits of {folder.name}")
 
 
-def _hf_model(folder: Path) -> Callable[[Tensor], Tensor]:
+def _hf_scorer(folder: Path, layout: LayoutSettings) -> Scorer:
     from transformers import AutoModelForCausalLM
 
+    from megatron_longrope2.scoring.hugging_face import HFScorer
+
+    dtype = torch.bfloat16 if layout.bf16 else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    return lambda row: model(row.to(device), use_cache=False).logits
+    return HFScorer(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device))
 
 
-def _megatron_model(folder: Path) -> Callable[[Tensor], Tensor]:
+def _megatron_scorer(folder: Path, layout: LayoutSettings) -> Scorer:
     from megatron_longrope2.model.loading import load_model, unload_model
+    from megatron_longrope2.scoring.megatron import MegatronScorer
 
     unload_model()
-    model = load_model(folder).chunks[0]
-    device = next(model.parameters()).device
-    return lambda row: model(row.to(device), torch.arange(row.shape[1], device=device).unsqueeze(0), None)
+    return MegatronScorer(load_model(folder, layout), restrict_last_layer=False)

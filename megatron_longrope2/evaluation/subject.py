@@ -107,7 +107,7 @@ def open_subject(checkpoint: CheckpointSettings, layout: LayoutSettings) -> Load
     """Load a checkpoint, in place of the one before; under torchrun every process calls it.
 
     Raises:
-        InputError: as `load_model` and `hf.load`, or a Hugging Face folder is to be split.
+        InputError: as `load_model` and `hf.load`, or a Hugging Face folder is to be run by Megatron.
     """
     return (_open_hf if checkpoint.folder == checkpoint.hf_dir else _open_megatron)(checkpoint, layout)
 
@@ -177,7 +177,10 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
 def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
     folder = settings.folder
     if layout != LayoutSettings(bf16=layout.bf16):
-        raise InputError(f"{folder}: only Megatron checkpoints are split; leave the parallel sizes at 1")
+        raise InputError(
+            f"{folder}: only Megatron checkpoints take parallel sizes and --megatron; leave them out for a "
+            "Hugging Face folder"
+        )
     model = hf.load(folder, settings.rope_factors, dtype=torch.bfloat16 if layout.bf16 else torch.float32)
     model.to("cuda" if device.has_gpu() else "cpu").eval()
     tokenizer = load_tokenizer(folder)

@@ -3,9 +3,10 @@
 import importlib.util
 import traceback
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import docstring_parser
 from megatron.core import dist_checkpointing
@@ -19,7 +20,7 @@ from megatron.training.checkpointing import (
 from megatron.training.global_vars import set_global_variables
 
 from megatron_longrope2.device import distributed_backend, has_gpu
-from megatron_longrope2.errors import InputError
+from megatron_longrope2.errors import InputError, one_line
 from megatron_longrope2.model.builder import LongRoPE2ModelConfig
 from megatron_longrope2.model.settings import ModelSettings
 from megatron_longrope2.rope import RopeFactors, load_factors, make_factors
@@ -37,8 +38,14 @@ def add_settings(parser: ArgumentParser, settings: type) -> None:
 
 def add_model_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the options of the rescaled RoPE; hand this to Megatron as `extra_args_provider`."""
+    parser.error = _refuse  # type: ignore[method-assign]
     add_settings(parser, ModelSettings)
     return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    """In place of argparse's exit, which prints all of Megatron's options first."""
+    raise InputError(f"Megatron's arguments: {message}; `longrope2 train --help-megatron` lists them")
 
 
 def parse_model_arguments(
@@ -57,9 +64,11 @@ def parse_model_arguments(
         forced: values that the command needs, whatever was given.
 
     Raises:
-        InputError: no checkpoint where one is named, or factors that are missing, invalid or another model's.
+        InputError: an argument that Megatron does not know or accept, no checkpoint where one is named, or
+            factors that are missing, invalid or another model's.
     """
-    args = parse_args(add_arguments)
+    with _in_one_line():
+        args = parse_args(add_arguments)
     args.longrope2_factors = None
     vars(args).update(forced or {})
     _adapt_to_device(args)
@@ -71,12 +80,8 @@ def parse_model_arguments(
     if args.seq_length is not None and args.max_position_embeddings is not None:
         # Upstream refuses sequences beyond it; for us it is what the rescaled angles reach.
         args.max_position_embeddings = max(args.max_position_embeddings, args.seq_length)
-    try:
+    with _in_one_line():
         validate_args(args, dict(defaults or {}))
-    except AssertionError as error:
-        # Upstream checks with bare asserts, many without a message: the condition then says what is missing.
-        condition = traceback.extract_tb(error.__traceback__)[-1].line
-        raise InputError(f"Megatron's arguments: {error if str(error) else condition}") from error
     args.longrope2_factors = resolve_factors(args).to_dict()
     args.original_length = args.longrope2_factors["original_length"]
     set_global_variables(args)
@@ -87,9 +92,27 @@ def model_config(args: Namespace) -> LongRoPE2ModelConfig:
     """The model configuration of parsed arguments.
 
     Raises:
-        InputError: the factors are another model's.
+        InputError: arguments that Megatron cannot combine, or the factors are another model's.
     """
-    return LongRoPE2ModelConfig(rope_factors=factors_of(args), **vars(gpt_config_from_args(args)))
+    with _in_one_line():
+        config = gpt_config_from_args(args)
+    return LongRoPE2ModelConfig(rope_factors=factors_of(args), **vars(config))
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Within, what upstream says of arguments becomes an InputError.
+
+    It checks with bare asserts, many without a message: the condition then says what is missing. A choice
+    that an enumeration does not have is a KeyError.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError) as error:
+        message = one_line(error) if str(error) else traceback.extract_tb(error.__traceback__)[-1].line
+        if isinstance(error, KeyError):
+            message = f"{error} is none of the choices"
+        raise InputError(f"Megatron's arguments: {message}") from error
 
 
 def factors_of(args: Namespace) -> RopeFactors:

@@ -5,8 +5,9 @@ import logging
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from megatron.training.models.gpt import GPTModelConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_longrope2.device import rendezvous_store
+from megatron_longrope2.errors import InputError
 from megatron_longrope2.model.arguments import factors_of, model_config, parse_model_arguments
 from megatron_longrope2.model.rotary import LongRoPE2RotaryEmbedding
 from megatron_longrope2.model.settings import LayoutSettings
@@ -66,19 +68,24 @@ def load_model(
 
     Args:
         load_dir: folder that `longrope2 import` or `longrope2 train` wrote.
+        layout: the parallel layout, and what else the user wants of Megatron.
         rope_factors: factor file or published name; default: what the checkpoint holds.
         arguments: further arguments of Megatron, by their names in its namespace.
 
     Raises:
-        InputError: no checkpoint there, or factors that do not fit it.
+        InputError: no checkpoint there, factors that do not fit it, or as `start_megatron`.
     """
     # Megatron prints its five hundred arguments and its progress; errors still pass.
     logging.getLogger("megatron").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args = start_megatron(
+            layout.megatron,
             load=str(load_dir),
-            **asdict(layout),
+            tensor_model_parallel_size=layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+            context_parallel_size=layout.context_parallel_size,
+            bf16=layout.bf16,
             rope_factors=rope_factors,
             micro_batch_size=1,
             no_load_optim=True,
@@ -94,15 +101,28 @@ def load_model(
     return LoadedModel(chunks=chunks, args=args, factors=factors_of(args))
 
 
-def start_megatron(**arguments: Any) -> Namespace:
-    """Initialise Megatron in this process (and its torchrun peers) with these arguments, whatever `sys.argv`.
+def start_megatron(words: Sequence[str] = (), **arguments: Any) -> Namespace:
+    """Initialise Megatron in this process (and its torchrun peers), whatever `sys.argv`.
+
+    Args:
+        words: what the user wants of Megatron, as on the command line of training. Without a wish, the layers
+            are Transformer Engine's where it is installed and the model is in half precision: its attention
+            in float32 forms all scores, tokens x tokens.
+        arguments: what the caller needs, by its names in Megatron's namespace.
 
     Raises:
-        InputError: as `parse_model_arguments`.
+        InputError: the two name the same argument, or as `parse_model_arguments`.
     """
-    if not importlib.util.find_spec("transformer_engine"):
-        arguments = {"transformer_impl": "local", **arguments}
-    command, sys.argv = sys.argv, sys.argv[:1]
+    given = {word.partition("=")[0] for word in words}
+    taken = given & {f"--{name.replace('_', '-')}" for name in arguments}
+    if taken:
+        raise InputError(
+            f"--megatron: {min(taken)} is set by the command; give it before --megatron, if at all"
+        )
+    half_precision = arguments.get("bf16") or "--fp16" in given
+    if not (half_precision and importlib.util.find_spec("transformer_engine")):
+        words = ("--transformer-impl", "local", *words)
+    command, sys.argv = sys.argv, [*sys.argv[:1], *words]
     try:
         args = parse_model_arguments(forced=arguments)
     finally:

@@ -1,7 +1,9 @@
 """The options that commands which make a Megatron model share. Imports no Megatron."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from megatron_longrope2.options import options
@@ -27,16 +29,19 @@ class ModelSettings:
 @options("Parallel layout (under torchrun)")
 @dataclass(frozen=True, kw_only=True)
 class LayoutSettings:
-    """How a model is spread over the ranks; spare ranks work on other samples.
+    """How a Megatron model is run, and spread over the ranks; spare ranks work on other samples.
 
     Attributes:
         tensor_model_parallel_size: Number of ranks that share every layer.
         pipeline_model_parallel_size: Number of ranks that share the layers out.
         context_parallel_size: Number of ranks that share the tokens of a text.
         bf16: Hold weights and activations in bfloat16 instead of float32.
+        megatron: Further arguments of Megatron, as training takes them: all that follows on the command line,
+            such as --megatron --sequence-parallel --attention-backend flash.
     """
 
     tensor_model_parallel_size: PositiveInt = 1
     pipeline_model_parallel_size: PositiveInt = 1
     context_parallel_size: PositiveInt = 1
     bf16: bool = False
+    megatron: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()

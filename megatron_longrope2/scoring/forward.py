@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from torch import Tensor
@@ -25,6 +26,8 @@ from megatron_longrope2.scoring.scorer import LOGIT_ROWS
 # With more scored tokens the last layer is whole: the causal mask, rows x tokens, would cost more than it
 # saves.
 MAX_ROWS = 512
+# From this tensor-parallel rank's logits and the labels to what is kept of them, as `nll_and_correct`.
+Read = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,23 +102,30 @@ def nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([nll, correct.float()], dim=1)
 
 
-def stage_output(model: GPTModel, local: LocalSample, vocab_size: int, *, restricted: bool) -> Tensor:
+def whole_logits(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """Logits of the whole vocabulary, float32 [n, padded vocabulary]; a `Read`."""
+    return gather_from_tensor_model_parallel_region(logits)
+
+
+def stage_output(
+    model: GPTModel, local: LocalSample, vocab_size: int, *, restricted: bool, read: Read = nll_and_correct
+) -> Tensor:
     """Forward pass of one pipeline stage.
 
     Args:
         model: a model chunk; its rotary embedding holds the factors.
         vocab_size: real size; Megatron pads the vocabulary with rows that give logit 0.
         restricted: what `only_rows` yields, where this is called within it; otherwise False.
+        read: what is made of the logits of the scored tokens, `LOGIT_ROWS` at a time.
 
     Returns:
-        On the last stage what `nll_and_correct` gives, on the others hidden states for the next one.
-        Differentiable.
+        On the last stage what `read` gives, on the others hidden states for the next one. Differentiable.
     """
 
-    def scores_of_rows(
+    def read_rows(
         *, hidden_states: Tensor, output_weight: Tensor | None, scale_logits: Any, **_: Any
     ) -> Tensor:
-        """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to scores [n, 2]."""
+        """Megatron's `output_processor`: hidden_states [T / cp (/ tp), 1, hidden] to rows of `read`."""
         if model.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden_states)
         else:
@@ -125,14 +135,14 @@ def stage_output(model: GPTModel, local: LocalSample, vocab_size: int, *, restri
         # This rank's rows of the vocabulary are padding from here on.
         first = mpu.get_tensor_model_parallel_rank() * len(weight)
         padding_start = min(max(vocab_size - first, 0), len(weight))
-        scores = []
+        found = []
         for part, labels in zip(hidden.split(LOGIT_ROWS), local.labels.split(LOGIT_ROWS), strict=True):
             logits = scale_logits(F.linear(part, weight)).float()
             logits[:, padding_start:] = -torch.inf
-            scores.append(nll_and_correct(logits, labels))
-        return torch.cat(scores)
+            found.append(read(logits, labels))
+        return torch.cat(found)
 
-    return model(local.tokens, local.positions, None, output_processor=scores_of_rows)
+    return model(local.tokens, local.positions, None, output_processor=read_rows)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The scorer of a transformers model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -37,14 +38,25 @@ class HFScorer:
             scores.append(self._score(sample))
         return scores
 
+    @torch.no_grad()
+    def logits(self, samples: Sequence[Sample], description: str = "") -> list[Tensor]:
+        """See `Scorer`."""
+        bar = tqdm(samples, desc=description, unit="sample", disable=not description)
+        return [torch.cat([logits.cpu() for logits, _ in self._parts(sample)]) for sample in bar]
+
     def _score(self, sample: Sample) -> TokenScores:
+        parts = [
+            (F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels)
+            for logits, labels in self._parts(sample)
+        ]
+        nll, correct = (torch.cat(list(column)).cpu() for column in zip(*parts, strict=True))
+        return TokenScores(nll, correct)
+
+    def _parts(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits float32 [n, vocabulary] and labels [n] of the scored tokens, `LOGIT_ROWS` at a time."""
         tokens = sample.tokens.to(self.model.device)
         rows = sample.mask[1:].nonzero().squeeze(1).to(tokens.device)
         hidden = self.model.base_model(tokens[None], use_cache=False).last_hidden_state[0, rows]
         head = self.model.get_output_embeddings()
-        parts = []
         for part, labels in zip(hidden.split(LOGIT_ROWS), tokens[rows + 1].split(LOGIT_ROWS), strict=True):
-            logits = head(part).float()
-            parts.append((F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels))
-        nll, correct = (torch.cat(list(column)).cpu() for column in zip(*parts, strict=True))
-        return TokenScores(nll, correct)
+            yield head(part).float(), labels

@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.rope import RopeFactors
-from megatron_longrope2.scoring.forward import local_sample, only_rows, stage_output
+from megatron_longrope2.scoring.forward import (
+    Read,
+    local_sample,
+    nll_and_correct,
+    only_rows,
+    stage_output,
+    whole_logits,
+)
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.scoring.scorer import TokenScores
 
@@ -38,7 +45,6 @@ class MegatronScorer:
         # One sample a data-parallel group and pipeline stage.
         self.workers = mpu.get_data_parallel_world_size() * mpu.get_pipeline_model_parallel_world_size()
 
-    @torch.no_grad()
     def __call__(
         self,
         samples: Sequence[Sample],
@@ -46,10 +52,29 @@ class MegatronScorer:
         description: str = "",
     ) -> list[TokenScores]:
         """See `Scorer`."""
+        rows = self._read(nll_and_correct, 2, samples, factors, description)
+        return [TokenScores(nll, correct > 0.5) for nll, correct in (part.unbind(1) for part in rows)]
+
+    def logits(self, samples: Sequence[Sample], description: str = "") -> list[Tensor]:
+        """See `Scorer`."""
+        padded = int(self.model.args.padded_vocab_size)
+        rows = self._read(whole_logits, padded, samples, None, description)
+        return [part[:, : self.vocab_size] for part in rows]
+
+    @torch.no_grad()
+    def _read(
+        self,
+        read: Read,
+        width: int,
+        samples: Sequence[Sample],
+        factors: Sequence[RopeFactors] | None,
+        description: str,
+    ) -> Sequence[Tensor]:
+        """What is read of each sample's scored tokens, float32 [scored, width] on the CPU."""
         sizes = [sample.scored for sample in samples]
         starts = [0, *accumulate(sizes)]
         # Every rank adds what it knows; a token is known to one rank of each group of replicas.
-        totals = torch.zeros(starts[-1], 2, device=torch.device(torch.cuda.current_device()))
+        totals = torch.zeros(starts[-1], width, device=torch.device(torch.cuda.current_device()))
         reports = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
         groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
         mine = range(group, len(samples), groups)
@@ -63,11 +88,11 @@ class MegatronScorer:
                 chunk.rotary_pos_emb.set_factors(factors[number])
             part = local_sample(samples[number])
             with only_rows(chunk, part.rows) if self.restrict else nullcontext(False) as restricted:
-                output = stage_output(chunk, part, self.vocab_size, restricted=restricted)
+                output = stage_output(chunk, part, self.vocab_size, restricted=restricted, read=read)
 
-            def note(scores: Tensor, non_loss_data: bool) -> None:  # noqa: ARG001 - upstream's signature
+            def note(rows: Tensor, non_loss_data: bool) -> None:  # noqa: ARG001 - upstream's signature
                 if reports:
-                    totals[starts[number] + part.numbers] = scores
+                    totals[starts[number] + part.numbers] = rows
 
             return output, note
 
@@ -89,5 +114,4 @@ class MegatronScorer:
                     collect_non_loss_data=True,
                 )
         dist.all_reduce(totals)
-        nll, correct = totals.cpu().unbind(1)
-        return [TokenScores(n, c > 0.5) for n, c in zip(nll.split(sizes), correct.split(sizes), strict=True)]
+        return totals.cpu().split(sizes)

@@ -65,3 +65,16 @@ class Scorer(Protocol):
             InputError: a sample's length does not suit the parallel layout.
         """
         ...
+
+    def logits(self, samples: Sequence[Sample], description: str = "") -> list[Tensor]:
+        """Logits that predict each sample's scored tokens, in their order, the same on every rank.
+
+        For samples of few scored tokens: those of all samples are there at once.
+
+        Returns:
+            float32 [scored tokens, vocabulary] of each sample, on the CPU; a model may pad its vocabulary.
+
+        Raises:
+            InputError: as a call.
+        """
+        ...

@@ -79,12 +79,12 @@ def load(settings: SearchSettings) -> LoadedModel:
     arguments: dict[str, Any] = {}
     if settings.algorithm == "gradient":
         arguments["apply_rope_fusion"] = False  # the fused kernel has no gradient for the angles
-    if settings.algorithm == "gradient" and not settings.gradient.no_recompute:
-        arguments |= {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
+        if not settings.gradient.no_recompute:
+            arguments |= {
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 1,
+            }
     return load_model(settings.load, settings.layout, **arguments)
 
 
@@ -162,7 +162,7 @@ def _fingerprint(
         "seed": settings.seed,
         "model": str(Path(settings.load).resolve()),
         "iteration": int(model.args.iteration),
-        "dtype": "bfloat16" if settings.layout.bf16 else "float32",
+        "dtype": str(model.args.params_dtype).removeprefix("torch."),
         "target_length": settings.target_length,
         "space": asdict(settings.space),
         settings.algorithm: own,
