@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
+    GenerationSettings,
     HarnessSettings,
     MeasurementSettings,
     NeedleSettings,
@@ -43,9 +44,14 @@ def perplexity(*, what: MeasurementSettings, settings: PerplexitySettings = Perp
 
 
 @main.command
-def ruler(*, what: MeasurementSettings, settings: RulerSettings) -> None:
+def ruler(
+    *,
+    what: MeasurementSettings,
+    generation: GenerationSettings = GenerationSettings(),
+    settings: RulerSettings,
+) -> None:
     """RULER's tasks over lengths (needs the `eval` extra)."""
-    _measure("ruler", what, settings)
+    _measure("ruler", what, settings, generation)
 
 
 @main.command
@@ -53,6 +59,7 @@ def lm_eval(
     *,
     checkpoint: CheckpointSettings = CheckpointSettings(),
     layout: LayoutSettings = LayoutSettings(),
+    generation: GenerationSettings = GenerationSettings(),
     settings: HarnessSettings = HarnessSettings(),
     output: Path,
 ) -> None:
@@ -64,7 +71,7 @@ def lm_eval(
     from megatron_longrope2.evaluation.compare import measure_into
     from megatron_longrope2.evaluation.harness import open_for_harness
 
-    subject = open_for_harness(checkpoint, layout, settings)
+    subject = open_for_harness(checkpoint, layout, generation, settings)
     measure_into(output, "lm_eval", subject, checkpoint, TextSettings(), settings)
 
 
@@ -73,6 +80,7 @@ def generate(
     *,
     checkpoint: CheckpointSettings = CheckpointSettings(),
     layout: LayoutSettings = LayoutSettings(),
+    generation: GenerationSettings = GenerationSettings(),
     settings: PromptSettings = PromptSettings(),
 ) -> None:
     """Continue prompts, in both windows."""
@@ -80,7 +88,7 @@ def generate(
     from megatron_longrope2.evaluation.subject import open_subject
 
     texts = settings.texts()
-    subject = open_subject(checkpoint, layout)
+    subject = open_subject(checkpoint, layout, generation)
     prompts = [subject.tokenizer(text, verbose=False)["input_ids"] for text in texts]
     subject.beyond_window([max(map(len, prompts)) + settings.max_new_tokens])
     for text, answer in zip(texts, subject.generate(prompts, settings.max_new_tokens), strict=True):
@@ -93,6 +101,7 @@ def generate(
 def compare(
     *candidates: str,
     layout: LayoutSettings = LayoutSettings(),
+    generation: GenerationSettings = GenerationSettings(),
     texts: TextSettings = TextSettings(),
     needle: Annotated[NeedleSettings | None, Parameter(name="needle")] = None,
     perplexity: Annotated[PerplexitySettings | None, Parameter(name="perplexity")] = None,
@@ -120,7 +129,7 @@ def compare(
         raise InputError(
             "nothing to measure; give --needle.lengths, --perplexity.short-texts or --ruler.lengths"
         )
-    checkpoints = measure_candidates(parsed, layout, texts, measurements, output)
+    checkpoints = measure_candidates(parsed, layout, generation, texts, measurements, output)
     if checkpoints:
         _report(checkpoints, report, output)
 
@@ -138,11 +147,16 @@ def report(*results: str, settings: ReportSettings = ReportSettings(), output: P
     _report(read_named(results), settings, output)
 
 
-def _measure(kind: str, what: MeasurementSettings, settings: Any) -> Any:
+def _measure(
+    kind: str,
+    what: MeasurementSettings,
+    settings: Any,
+    generation: GenerationSettings = GenerationSettings(),
+) -> Any:
     from megatron_longrope2.evaluation.compare import measure_into
     from megatron_longrope2.evaluation.subject import open_subject
 
-    subject = open_subject(what.checkpoint, what.layout)
+    subject = open_subject(what.checkpoint, what.layout, generation)
     return measure_into(what.output, kind, subject, what.checkpoint, what.texts, settings)
 
 

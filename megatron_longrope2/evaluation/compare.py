@@ -19,7 +19,7 @@ from megatron_longrope2.evaluation.needle_grid import measure_needle
 from megatron_longrope2.evaluation.perplexity import measure_perplexity
 from megatron_longrope2.evaluation.records import FORMAT, Measured, as_json, by_name, read_records
 from megatron_longrope2.evaluation.ruler import measure_ruler
-from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, GenerationSettings, TextSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.files import read_json, write_json
 from megatron_longrope2.model.settings import LayoutSettings
@@ -61,6 +61,7 @@ def parse_candidates(candidates: Sequence[str]) -> dict[str, CheckpointSettings]
 def measure_candidates(
     candidates: Mapping[str, CheckpointSettings],
     layout: LayoutSettings,
+    generation: GenerationSettings,
     texts: TextSettings,
     measurements: Mapping[str, Any],
     folder: Path,
@@ -69,7 +70,7 @@ def measure_candidates(
 
     Args:
         candidates: from `parse_candidates`.
-        layout, texts: of every measurement.
+        layout, generation, texts: of every measurement.
         measurements: the settings of each, by its kind.
         folder: gets NAME/KIND.json.
 
@@ -93,7 +94,7 @@ def measure_candidates(
         if not left[name]:
             logger.warning("%s: measured before, in %s", name, folder / name)
             continue
-        subject = open_subject(checkpoint, layout)
+        subject = open_subject(checkpoint, layout, generation)
         for kind in left[name]:
             measure_into(folder / name, kind, subject, checkpoint, texts, measurements[kind])
         del subject

@@ -5,6 +5,9 @@ Up to the original length a sequence is read with the original RoPE, from then o
 deeper layers depend on the angles: a sequence that crosses the original length is computed once more, whole,
 and continued from there.
 
+A prompt is read in chunks, each over the keys and values of those before it, so that the activations of 128K
+tokens are never there together.
+
 Megatron's static inference context holds the cache; the rotary embedding chooses its window by the context's
 `max_sequence_length`: at most the original length for the short window, more for the long one.
 """
@@ -25,6 +28,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from megatron_longrope2.device import free_memory
 from megatron_longrope2.errors import InputError
+from megatron_longrope2.evaluation.settings import GenerationSettings
 from megatron_longrope2.model.dims import ModelDims
 from megatron_longrope2.model.loading import LoadedModel
 
@@ -80,7 +84,7 @@ def generate(
     *,
     choose: Choose = greedy,
     finished: Finished | None = None,
-    batch_size: int | None = None,
+    settings: GenerationSettings = GenerationSettings(),
     description: str = "",
 ) -> list[list[int]]:
     """The new tokens of each prompt; every rank calls it with the same prompts and gets all results.
@@ -93,7 +97,7 @@ def generate(
         max_new_tokens: stop after so many; with the prompt at most the target length.
         choose: picks the next tokens.
         finished: tells whether a row ends before; by default none does.
-        batch_size: prompts that are continued at once, at most; None: as many as fit into the free memory.
+        settings: how many prompts are continued at once, at most, and in which steps they are read.
         description: of the progress bar; none is shown without it.
 
     Raises:
@@ -103,20 +107,21 @@ def generate(
     if mpu.get_context_parallel_world_size() > 1 or model.args.sequence_parallel:
         raise InputError("generation: load the model without context and sequence parallelism")
     check_prompts(prompts, max_new_tokens, model.rotaries[0].factors.target_length)
+    chunk = settings.prefill_chunk
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(number)
     batches = [
         list(part)
         for length, same in by_length.items()
-        for part in batched(same, batch_size or _rows(model, length + max_new_tokens))
+        for part in batched(same, settings.batch_size or _rows(model, length + max_new_tokens, chunk))
     ]
     groups, group = mpu.get_data_parallel_world_size(), mpu.get_data_parallel_rank()
     mine: dict[int, list[int]] = {}
     show = bool(description) and torch.distributed.get_rank() == 0
     for numbers in tqdm(batches[group::groups], desc=description, unit="batch", disable=not show):
         tokens = torch.tensor([prompts[number] for number in numbers], device=torch.cuda.current_device())
-        rows = _continue(model, tokens, max_new_tokens, choose, finished)
+        rows = _continue(model, tokens, max_new_tokens, choose, finished, chunk)
         mine.update(zip(numbers, rows, strict=True))
     everyone: list[dict[int, list[int]]] = [mine] * groups
     if groups > 1:
@@ -125,18 +130,29 @@ def generate(
     return [merged[number] for number in range(len(prompts))]
 
 
-def _rows(model: LoadedModel, length: int) -> int:
-    """Rows of so many tokens that fit into the free memory of every rank, at least 1.
+def row_memory(dims: ModelDims, layers: int, split: int, length: int, chunk: int) -> float:
+    """Numbers that a rank holds for a row of `length` tokens, beside the weights.
 
-    A token takes its keys and values in every layer. While the prompt is read it also takes the activations
-    of one layer: about 8 vectors of the hidden size, and the gated MLP's two halves and their product.
+    A token takes its keys and values in every layer. In one layer at a time its keys are rotated (upstream
+    keeps them unrotated), in about 4 tensors of their size, and keys and values may be repeated for every
+    head of the queries. A token of the chunk that is read takes about 8 vectors of the hidden size, and the
+    gated MLP's two halves and their product.
+
+    Args:
+        layers: of this pipeline stage.
+        split: tensor-parallel ranks.
+        chunk: tokens of a prompt that are read at once.
     """
-    dims, split = ModelDims.from_args(model.args), mpu.get_tensor_model_parallel_world_size()
-    layers = len(model.chunks[0].decoder.layers)
-    numbers = (
-        2 * layers * dims.key_value_size / split + 8 * dims.hidden_size + 3 * dims.ffn_hidden_size / split
-    )
-    bytes_per_row = length * numbers * model.chunks[0].config.params_dtype.itemsize
+    cached = 2 * layers * dims.key_value_size + 4 * dims.key_value_size + 2 * dims.query_size
+    read = 8 * dims.hidden_size + 3 * dims.ffn_hidden_size / split
+    return length * cached / split + min(chunk, length) * read
+
+
+def _rows(model: LoadedModel, length: int, chunk: int) -> int:
+    """Rows of so many tokens that fit into the free memory of every rank, at least 1."""
+    layers, split = len(model.chunks[0].decoder.layers), mpu.get_tensor_model_parallel_world_size()
+    numbers = row_memory(ModelDims.from_args(model.args), layers, split, length, chunk)
+    bytes_per_row = numbers * model.chunks[0].config.params_dtype.itemsize
     rows = torch.tensor(max(1, int(MEMORY_SHARE * free_memory() / bytes_per_row)))
     rows = rows.to(torch.cuda.current_device())
     torch.distributed.all_reduce(rows, torch.distributed.ReduceOp.MIN)
@@ -145,7 +161,12 @@ def _rows(model: LoadedModel, length: int) -> int:
 
 @torch.no_grad()
 def _continue(
-    model: LoadedModel, tokens: Tensor, max_new_tokens: int, choose: Choose, finished: Finished | None
+    model: LoadedModel,
+    tokens: Tensor,
+    max_new_tokens: int,
+    choose: Choose,
+    finished: Finished | None,
+    chunk: int,
 ) -> list[list[int]]:
     """The new tokens of each row, after prompts int64 [rows, length]."""
     rows, length = tokens.shape
@@ -163,7 +184,7 @@ def _continue(
     while not all(ended) and tokens.shape[1] < total:
         if done == original:
             wrapper, done = cached(total), 0
-        logits = _logits(wrapper, tokens, done)
+        logits = _logits(wrapper, tokens, done, chunk)
         done = tokens.shape[1]
         chosen: Any = None if logits is None else choose(logits[:, : model.args.vocab_size]).to(tokens.device)
         if mpu.get_pipeline_model_parallel_world_size() > 1:
@@ -178,21 +199,27 @@ def _continue(
     return new
 
 
-def _logits(wrapper: GPTInferenceWrapper, tokens: Tensor, done: int) -> Tensor | None:
+def _logits(wrapper: GPTInferenceWrapper, tokens: Tensor, done: int, chunk: int) -> Tensor | None:
     """Logits float32 [rows, padded vocabulary] after the last token, on the last pipeline stage.
 
     Args:
         tokens: int64 [rows, n].
         done: how many of each row the cache holds.
+        chunk: how many more it is given at once.
     """
     if done:
         wrapper.inference_context.enable_decode_mode()
-    positions = torch.arange(done, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-    inputs = {"tokens": tokens[:, done:], "position_ids": positions, "attention_mask": None}
+    pipeline = mpu.get_pipeline_model_parallel_world_size() > 1
     # Not `run_one_forward_step`: its inference tensors would stay in the rotary embedding's tables.
+    forward = (
+        wrapper.forward_pass_with_pipeline_parallel
+        if pipeline
+        else wrapper.forward_pass_without_pipeline_parallel
+    )
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     with InferenceMode.active():
-        if mpu.get_pipeline_model_parallel_world_size() == 1:
-            logits = wrapper.forward_pass_without_pipeline_parallel(inputs)
-        else:
-            logits = wrapper.forward_pass_with_pipeline_parallel(inputs)
+        for start in range(done, tokens.shape[1], chunk):
+            part = slice(start, start + chunk)
+            inputs = {"tokens": tokens[:, part], "position_ids": positions[:, part], "attention_mask": None}
+            logits: Tensor | None = forward(inputs)  # upstream makes those of the last token only
     return None if logits is None else logits[:, -1].float()

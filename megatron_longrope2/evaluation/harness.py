@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a checkpoint: the paper's short and long suites, or any of its tasks.
+"""lm-evaluation-harness on a checkpoint: the paper's short suite, or any of its tasks.
 
 Needs the `eval` extra. Nothing is downloaded unless that is allowed.
 """
@@ -18,6 +18,7 @@ from megatron_longrope2.evaluation.records import Measured
 from megatron_longrope2.evaluation.ruler_tasks import TASKS
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
+    GenerationSettings,
     HarnessSettings,
     TextSettings,
 )
@@ -98,21 +99,31 @@ def task_manager(subject: Subject, lengths: Sequence[int], **options: Any) -> An
 
 
 def open_for_harness(
-    checkpoint: CheckpointSettings, layout: LayoutSettings, settings: HarnessSettings
+    checkpoint: CheckpointSettings,
+    layout: LayoutSettings,
+    generation: GenerationSettings,
+    settings: HarnessSettings,
 ) -> Subject:
     """Load a checkpoint for the backend that was chosen.
 
     Raises:
-        InputError: as `open_subject`.
+        InputError: as `open_subject`, or vLLM is to be run in a layout of Megatron's.
     """
     if settings.backend == "transformers":
-        return open_subject(checkpoint, layout)
+        return open_subject(checkpoint, layout, generation)
     folder = checkpoint.folder
-    model = partial(vllm_language_model, folder, layout)
+    tp = layout.tensor_model_parallel_size
+    if layout != LayoutSettings(bf16=layout.bf16, tensor_model_parallel_size=tp):
+        raise InputError(
+            "--backend: vllm takes --tensor-model-parallel-size and --bf16 only; leave out the others"
+        )
+    model = partial(vllm_language_model, folder, layout, generation)
     return Subject(**windows(folder, None), tokenizer=load_tokenizer(folder), language_model=model)
 
 
-def vllm_language_model(folder: Path, layout: LayoutSettings, max_length: int, batch_size: int | None) -> Any:
+def vllm_language_model(
+    folder: Path, layout: LayoutSettings, generation: GenerationSettings, max_length: int
+) -> Any:
     """The harness's own class for vLLM (checked against the harness's source, not run).
 
     vLLM chooses one RoPE window for all prompts, by `max_length`.
@@ -127,7 +138,7 @@ def vllm_language_model(folder: Path, layout: LayoutSettings, max_length: int, b
             pretrained=str(folder),
             max_model_len=max_length,
             dtype="bfloat16" if layout.bf16 else "float32",
-            batch_size=batch_size or "auto",
+            batch_size=generation.batch_size or "auto",
             tensor_parallel_size=layout.tensor_model_parallel_size,
         )
     except ImportError as error:
@@ -159,7 +170,7 @@ def measure_harness(subject: Subject, _: TextSettings, settings: HarnessSettings
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if unknown:
             raise InputError(f"lm-eval: no task named {', '.join(unknown)}; `lm-eval ls tasks` lists them")
-        model = subject.language_model(length, settings.batch_size)
+        model = subject.language_model(length)
     for task, (shots, metric) in tasks.items():
         with harness(f"lm-eval: {task}", settings.allow_download):
             found = lm_eval.simple_evaluate(
@@ -188,7 +199,7 @@ def prompt_length(subject: Subject, settings: HarnessSettings) -> int:
     """Tokens of prompt and answer: what was asked for, or the suite's, at most the target length.
 
     Raises:
-        InputError: more than the target length; or vLLM would read the short suite with the rescaled RoPE.
+        InputError: more than the target length; or vLLM would read short prompts with the rescaled RoPE.
     """
     target, original = subject.target_length, subject.original_length
     length = settings.max_length or (min(SHORT_LENGTH, target) if settings.suite == "short" else target)
@@ -197,7 +208,7 @@ def prompt_length(subject: Subject, settings: HarnessSettings) -> int:
             f"--max-length: {length} tokens are longer than the target length of {target} of "
             f"{subject.checkpoint}; use at most that"
         )
-    if settings.backend == "vllm" and settings.suite == "short" and length > original:
+    if settings.backend == "vllm" and length > original:
         raise InputError(
             f"--max-length: with {length} tokens vLLM reads short prompts with the rescaled RoPE too; use "
             f"--max-length {original}, the original length, or the transformers backend"

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import Choose, generate, greedy, sampling
+from megatron_longrope2.evaluation.settings import GenerationSettings
 from megatron_longrope2.model.loading import LoadedModel
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample
@@ -41,7 +42,7 @@ class MegatronLM(TemplateLM):
         model: from `load_model`.
         tokenizer: the model's.
         max_length: longest prompt with its answer, tokens; longer ones lose their beginning.
-        batch_size: prompts that are continued at once; None: as many as fit into the free memory.
+        generation: how many prompts are continued at once.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class MegatronLM(TemplateLM):
         model: LoadedModel,
         tokenizer: PreTrainedTokenizerFast,
         max_length: int,
-        batch_size: int | None = None,
+        generation: GenerationSettings = GenerationSettings(),
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.batch_size = max_length, batch_size
+        self.max_length, self.generation = max_length, generation
         self.scorer = MegatronScorer(model)
 
     @property
@@ -150,7 +151,7 @@ class MegatronLM(TemplateLM):
             options["max_gen_toks"],
             choose=choose,
             finished=finished,
-            batch_size=self.batch_size,
+            settings=self.generation,
             description="lm-eval",
         )
         decoded = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]

@@ -35,7 +35,7 @@ def measure_ruler(subject: Subject, texts: TextSettings, settings: RulerSettings
         manager = task_manager(subject, settings.lengths, include_path=str(own), include_defaults=False)
         loaded = {task.task_name: task for task in ruler.load(manager, names)}
         longest = max(subject.target_length, *settings.lengths)
-        model = subject.language_model(longest, settings.batch_size)
+        model = subject.language_model(longest)
         samples = evaluate(model, {"tasks": loaded}, bootstrap_iters=0)["samples"]
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for name in names:

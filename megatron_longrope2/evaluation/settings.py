@@ -72,6 +72,23 @@ class MeasurementSettings:
     texts: TextSettings = TextSettings()
 
 
+@options("Generation")
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How much is generated at once; it does not change what is generated.
+
+    Attributes:
+        batch_size: Number of prompts that are continued at once. By default, as many as fit into the free
+            memory on a Megatron checkpoint, and one on a Hugging Face folder, where it is also the number of
+            documents that the harness scores at once.
+        prefill_chunk: Number of tokens of a prompt that a Megatron model reads at once; the activations of
+            longer ones take more memory.
+    """
+
+    batch_size: PositiveInt | None = None
+    prefill_chunk: PositiveInt = 8192
+
+
 @options("Needles")
 @dataclass(frozen=True, kw_only=True)
 class NeedleSettings:
@@ -135,7 +152,6 @@ class RulerSettings:
             dev-v2.0.json and HotpotQA's hotpot_dev_distractor_v1.json. Without it, and without
             --allow-download, averages are over eleven of the thirteen tasks, and say so.
         samples: Samples of each task at each length.
-        batch_size: Samples that are generated at once; by default as many as fit into the free memory.
         allow_download: Let the harness download the data of its question-answering tasks and, without
             --books, the essays of its haystacks.
     """
@@ -144,7 +160,6 @@ class RulerSettings:
     tasks: tuple[str, ...] | None = None
     questions: Path | None = None
     samples: PositiveInt = 100
-    batch_size: PositiveInt | None = None
     allow_download: bool = False
 
     def __post_init__(self) -> None:
@@ -198,7 +213,6 @@ class HarnessSettings:
         backend: What runs a Hugging Face folder.
         include_path: Folder of further task definitions.
         limit: Number of documents of each task; by default all.
-        batch_size: Documents that are computed at once; by default as many as fit into the free memory.
         allow_download: Let the harness download what its tasks need; without it they find their data in the
             cache or fail.
     """
@@ -211,7 +225,6 @@ class HarnessSettings:
     backend: Literal["transformers", "vllm"] = "transformers"
     include_path: Path | None = None
     limit: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
     allow_download: bool = False
 
 

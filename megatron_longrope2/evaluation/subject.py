@@ -13,7 +13,7 @@ from megatron_longrope2 import device, hf
 from megatron_longrope2.data.documents import Document, draw_books, iter_documents
 from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
-from megatron_longrope2.evaluation.settings import CheckpointSettings, TextSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, GenerationSettings, TextSettings
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import RopeFactors
 from megatron_longrope2.rope.hf import read_rope
@@ -36,8 +36,7 @@ class Subject:
         original_length: pre-trained window, tokens.
         target_length: extended window, tokens; the original length where it is not rescaled.
         tokenizer: its own.
-        language_model: what the harness calls a model, from the longest prompt with its answer, in tokens,
-            and the number of documents at once (None: as many as fit into the free memory).
+        language_model: what the harness calls a model, from the longest prompt with its answer, in tokens.
     """
 
     checkpoint: str
@@ -45,7 +44,7 @@ class Subject:
     original_length: int
     target_length: int
     tokenizer: PreTrainedTokenizerFast
-    language_model: Callable[[int, int | None], Any]
+    language_model: Callable[[int], Any]
 
     def about(self) -> dict[str, Any]:
         """What records say of it."""
@@ -103,13 +102,18 @@ class LoadedSubject(Subject):
     generate: Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
 
-def open_subject(checkpoint: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
+def open_subject(
+    checkpoint: CheckpointSettings,
+    layout: LayoutSettings,
+    generation: GenerationSettings = GenerationSettings(),
+) -> LoadedSubject:
     """Load a checkpoint, in place of the one before; under torchrun every process calls it.
 
     Raises:
         InputError: as `load_model` and `hf.load`, or a Hugging Face folder is to be run by Megatron.
     """
-    return (_open_hf if checkpoint.folder == checkpoint.hf_dir else _open_megatron)(checkpoint, layout)
+    open_ = _open_hf if checkpoint.folder == checkpoint.hf_dir else _open_megatron
+    return open_(checkpoint, layout, generation)
 
 
 def check_encodes(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
@@ -147,7 +151,9 @@ def windows(folder: Path, factors: RopeFactors | None) -> dict[str, Any]:
     }
 
 
-def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
+def _open_megatron(
+    settings: CheckpointSettings, layout: LayoutSettings, generation: GenerationSettings
+) -> LoadedSubject:
     device.install()
     from megatron_longrope2.evaluation.generation import generate
     from megatron_longrope2.model.loading import load_model, unload_model
@@ -161,12 +167,13 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
         model.set_factors(replace(model.factors, target_length=UNLIMITED))
 
     def greedy(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        return generate(model, prompts, new_tokens, finished=lambda new: new[-1] == tokenizer.eos_token_id)
+        end = tokenizer.eos_token_id
+        return generate(model, prompts, new_tokens, finished=lambda new: new[-1] == end, settings=generation)
 
-    def language_model(max_length: int, batch_size: int | None) -> Any:
+    def language_model(max_length: int) -> Any:
         from megatron_longrope2.evaluation.megatron_lm import MegatronLM
 
-        return MegatronLM(model, tokenizer, max_length, batch_size)
+        return MegatronLM(model, tokenizer, max_length, generation)
 
     about = {**windows(settings.folder, model.factors), "tokenizer": tokenizer}
     return LoadedSubject(
@@ -174,7 +181,9 @@ def _open_megatron(settings: CheckpointSettings, layout: LayoutSettings) -> Load
     )
 
 
-def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubject:
+def _open_hf(
+    settings: CheckpointSettings, layout: LayoutSettings, generation: GenerationSettings
+) -> LoadedSubject:
     folder = settings.folder
     if layout != LayoutSettings(bf16=layout.bf16):
         raise InputError(
@@ -195,10 +204,10 @@ def _open_hf(settings: CheckpointSettings, layout: LayoutSettings) -> LoadedSubj
             rows.append(output[0, len(prompt) :].tolist())
         return rows
 
-    def language_model(max_length: int, batch_size: int | None) -> Any:
+    def language_model(max_length: int) -> Any:
         from megatron_longrope2.evaluation.hf_lm import OneWindowABatch
 
-        return OneWindowABatch(model, tokenizer, max_length, batch_size or 1)
+        return OneWindowABatch(model, tokenizer, max_length, generation.batch_size or 1)
 
     about = {**windows(folder, factors), "tokenizer": tokenizer}
     return LoadedSubject(**about, language_model=language_model, scorer=HFScorer(model), generate=greedy)

@@ -5,7 +5,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
-from megatron_longrope2.model.attention import LongRoPE2SelfAttention, TorchDotProductAttention
+from megatron_longrope2.model.attention import TorchDotProductAttention
+from megatron_longrope2.model.chunks import ChunkedSelfAttention
 from megatron_longrope2.model.norm import RMSNorm
 
 
@@ -23,7 +24,7 @@ def longrope2_layer_spec(
     """
     spec = default_layer_spec(config, vp_stage)
     layer = spec.submodules
-    layer.self_attention.module = LongRoPE2SelfAttention
+    layer.self_attention.module = ChunkedSelfAttention
     if config.transformer.transformer_impl != "local":
         return spec
     attention = layer.self_attention.submodules

@@ -44,4 +44,4 @@ class LayoutSettings:
     pipeline_model_parallel_size: PositiveInt = 1
     context_parallel_size: PositiveInt = 1
     bf16: bool = False
-    megatron: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
+    megatron: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True, consume_multiple=True)] = ()

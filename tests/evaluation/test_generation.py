@@ -8,9 +8,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_longrope2 import device
+
+device.install()
+
+from megatron_longrope2.evaluation.generation import row_memory
+from megatron_longrope2.model.dims import ModelDims
 from tests.evaluation.tiny_llama import prompts
 
 NEW = 12
+DOCUMENT = Path(__file__).parents[2] / "docs" / "evaluation.md"
+MODELS = {
+    "LLaMA3-8B": ModelDims("llama3-8b", 32, 4096, 14336, 32, 8, 128, 128256, 8192),
+    "Phi3-mini": ModelDims("phi3-mini", 32, 3072, 8192, 32, 32, 96, 32064, 2048),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +52,24 @@ def test_equals_recomputation(single: Any, reference: list[tuple[list[int], torc
         torch.testing.assert_close(torch.tensor(logits)[:, 0], wanted_logits, rtol=0, atol=1e-4)
     # In batches of as many prompts as fit into memory, too.
     assert single["together"] == single["tokens"]
+
+
+def test_a_prompt_in_chunks(single: Any) -> None:
+    """Chunks of 7 tokens end below the original length, at it, and beyond it."""
+    assert single["chunked"] == single["tokens"]
+    for found, wanted in zip(single["chunked_logits"], single["logits"], strict=True):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [1, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_a_prompt(name: str, split: int) -> None:
+    """At 128K tokens in bf16, as docs/evaluation.md has it; read whole it would take far more."""
+    dims = MODELS[name]
+    whole, chunked = (2 * row_memory(dims, 32, split, 131072, chunk) / 1e9 for chunk in (131072, 8192))
+    cache = 2 * 131072 * 2 * 32 * dims.key_value_size / split / 1e9
+    assert f"| {name}, TP{split} | {chunked:.1f} GB | {cache:.1f} GB |" in DOCUMENT.read_text()
+    assert whole - chunked > 7
 
 
 def test_the_boundary_matters(tiny_llama: Path, reference: list[tuple[list[int], torch.Tensor]]) -> None:
@@ -79,7 +108,7 @@ def test_refusals(single: Any) -> None:
 @pytest.mark.slow
 def test_layouts_agree(single: Any, measured: Callable[..., dict[str, Any]]) -> None:
     split = measured(2, 2, 1)["generation"]
-    assert split["tokens"] == single["tokens"]
+    assert split["tokens"] == split["chunked"] == single["tokens"]
     assert split["sampled"] == single["sampled"]
     for logits, wanted in zip(split["logits"], single["logits"], strict=True):
         torch.testing.assert_close(torch.tensor(logits), torch.tensor(wanted), rtol=0, atol=1e-4)

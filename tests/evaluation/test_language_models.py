@@ -14,7 +14,7 @@ from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.harness import vllm_language_model
 from megatron_longrope2.evaluation.hf_lm import OneWindowABatch
-from megatron_longrope2.evaluation.settings import CheckpointSettings, LayoutSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, GenerationSettings, LayoutSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from tests.evaluation.harness_tasks import TASKS, ruler, run_tasks, small_harness
 from tests.evaluation.tiny_llama import TARGET
@@ -25,9 +25,10 @@ LAYOUTS = [(1, 1, 1), *(pytest.param(layout, marks=pytest.mark.slow) for layout 
 @pytest.fixture(scope="module")
 def exported(tiny_llama: Path) -> dict[str, Any]:
     """The tasks and RULER on the Hugging Face folder, several documents at once."""
+    four = GenerationSettings(batch_size=4)
     with small_harness():
-        subject = open_subject(CheckpointSettings(hf_dir=tiny_llama / "hf"), LayoutSettings())
-        tasks = run_tasks(subject.language_model(TARGET, 4), tiny_llama / "tasks")
+        subject = open_subject(CheckpointSettings(hf_dir=tiny_llama / "hf"), LayoutSettings(), four)
+        tasks = run_tasks(subject.language_model(TARGET), tiny_llama / "tasks")
         long = CheckpointSettings(hf_dir=tiny_llama / "hf", rope_factors=str(tiny_llama / "long.json"))
         return {"tasks": tasks, "ruler": ruler(open_subject(long, LayoutSettings()), "ruler_fwe")}
 
@@ -100,4 +101,4 @@ def test_a_batch_of_both_windows(tiny_llama: Path) -> None:
 
 def test_vllm_is_asked_for(tiny_llama: Path) -> None:
     with pytest.raises(InputError, match="vllm: not installed"):
-        vllm_language_model(tiny_llama / "hf", LayoutSettings(bf16=True), 256, None)
+        vllm_language_model(tiny_llama / "hf", LayoutSettings(bf16=True), GenerationSettings(), 256)

@@ -19,6 +19,7 @@ from megatron_longrope2.evaluation.needle_grid import measure_needle
 from megatron_longrope2.evaluation.perplexity import measure_perplexity
 from megatron_longrope2.evaluation.settings import (
     CheckpointSettings,
+    GenerationSettings,
     NeedleSettings,
     PerplexitySettings,
     TextSettings,
@@ -78,6 +79,18 @@ def test_verification(kind: str, tiny_llama: Path) -> None:
     settings = VerifySettings(lengths=(LONG,))
     try:
         assert largest(lambda: compare_logits(folder, folder, settings)) < TOO_LARGE
+    finally:
+        unload_model()
+
+
+@pytest.mark.parametrize(("chunk", "fits"), [(32, True), (LONG, False)])
+def test_a_prompt_in_chunks(chunk: int, fits: bool, tiny_llama: Path) -> None:
+    """Nothing is as large as the hidden states of the whole prompt, not even a mask."""
+    checkpoint = CheckpointSettings(load=tiny_llama / "megatron", rope_factors=str(tiny_llama / "long.json"))
+    settings = GenerationSettings(prefill_chunk=chunk)
+    try:
+        generate = open_subject(checkpoint, LayoutSettings(), settings).generate
+        assert (largest(lambda: generate([[7] * (LONG - 2)], 2)) < LONG * 64) == fits
     finally:
         unload_model()
 

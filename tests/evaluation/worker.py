@@ -14,7 +14,7 @@ import torch
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import generate, greedy, sampling
 from megatron_longrope2.evaluation.megatron_lm import MegatronLM
-from megatron_longrope2.evaluation.settings import CheckpointSettings
+from megatron_longrope2.evaluation.settings import CheckpointSettings, GenerationSettings
 from megatron_longrope2.evaluation.subject import open_subject
 from megatron_longrope2.model.loading import LoadedModel, load_model
 from megatron_longrope2.model.settings import LayoutSettings
@@ -43,10 +43,15 @@ def generation(model: LoadedModel) -> dict[str, Any]:
         steps.append(logits.tolist())
         return greedy(logits)
 
-    rows = generate(model, prompts(), 12, choose=recorded, batch_size=1)
+    whole, chunks = GenerationSettings(batch_size=1), GenerationSettings(batch_size=1, prefill_chunk=7)
+    rows = generate(model, prompts(), 12, choose=recorded, settings=whole)
+    logits = [steps[start : start + 12] for start in range(0, len(steps), 12)]
+    steps.clear()
     results = {
         "tokens": rows,
-        "logits": [steps[start : start + 12] for start in range(0, len(steps), 12)],
+        "logits": logits,
+        "chunked": generate(model, prompts(), 12, choose=recorded, settings=chunks),
+        "chunked_logits": [steps[start : start + 12] for start in range(0, len(steps), 12)],
         "sampled": generate(model, prompts(), 8, choose=sampling(1.0, top_k=50, top_p=0.9)),
     }
     if torch.distributed.get_world_size() > 1:
