@@ -5,7 +5,7 @@ name=phi3_mini
 : "${ORIGINAL_LENGTH:=2048}"                 # the paper's; the model attends 2047 tokens back
 
 # The planner's layout for 64 GPUs; data parallelism takes the remaining ones.
-: "${TENSOR_PARALLEL:=4}"
+: "${TENSOR_PARALLEL:=2}"
 : "${CONTEXT_PARALLEL:=4}"
 
 # shellcheck source=examples/cluster.sh
