@@ -10,9 +10,12 @@ from megatron_longrope2 import device
 
 device.install()
 
+import cyclopts
 import matplotlib.pyplot
 import megatron.training
 import megatron.training.training
+import pyarrow.parquet
+import scipy.stats
 import torch.distributed.checkpoint
 import torch.utils.tensorboard
 import transformers
@@ -23,8 +26,11 @@ __all__ = [
     "AutoTokenizer",
     "LlamaForCausalLM",
     "PreTrainedTokenizerFast",
+    "cyclopts",
     "matplotlib",
     "megatron",
+    "pyarrow",
+    "scipy",
     "torch",
     "transformers",
 ]

@@ -61,21 +61,21 @@ def local_sample(sample: Sample) -> LocalSample:
             f"length: {length} tokens are not a multiple of {2 * size}, twice the context parallel size; "
             "change the length or the layout"
         )
-    device = torch.device(torch.cuda.current_device())
-    tokens, mask = sample.tokens.to(device), sample.mask.to(device)
-    positions = torch.arange(length, device=device)
+    # All of it on the host: how many rows are scored is then known without waiting for the device.
+    tokens, mask, positions = sample.tokens, sample.mask, torch.arange(length)
     if size > 1:
-        positions = local_token_indices(torch.tensor([0, length], device=device), size, rank)
+        positions = local_token_indices(torch.tensor([0, length]), size, rank)
     following = (positions + 1).clamp(max=length - 1)
     rows = (mask[following] & (positions + 1 < length)).nonzero().squeeze(1)
     scored_before = mask[1:].cumsum(0) - 1
-    return LocalSample(
+    parts = (
         tokens[positions][None],
         positions[None],
         rows,
         tokens[following][rows],
         scored_before[positions[rows]],
     )
+    return LocalSample(*(part.to(torch.cuda.current_device()) for part in parts))
 
 
 def nll_and_correct(logits: Tensor, labels: Tensor) -> Tensor:
