@@ -27,6 +27,8 @@ SLICE_BYTES = 16 << 20
 BOOK_CHARACTERS = 1 << 18
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+# Bytes that pyarrow reads of a compressed file at a time.
+_BLOCK = 1 << 16
 
 Wanted = Callable[[int, int], bool]
 """Whether a document may be needed that has at least so many, and at most so many, characters."""
@@ -174,7 +176,7 @@ def _jsonl_records(path: Path, part: Slice, wanted: Wanted | None) -> _Records:
     with path.open("rb") as file:
         stream: Any = file
         if compression:
-            stream = io.BufferedReader(pyarrow.input_stream(file, compression), 1 << 20)
+            stream = io.BufferedReader(pyarrow.input_stream(file, compression), _BLOCK)
         at = part.start
         if at:
             # A line that began before `start` belongs to the previous slice.
@@ -188,7 +190,8 @@ def _jsonl_records(path: Path, part: Slice, wanted: Wanted | None) -> _Records:
                 record = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}: line at byte {place}: not valid JSON: {error}") from error
-            yield f"{path.name}:{place}", record, file.tell() if compression else at - part.start
+            read = max(1, file.tell() - _BLOCK // 2) if compression else at - part.start
+            yield f"{path.name}:{place}", record, read
 
 
 def _parquet_records(path: Path, part: Slice, text_field: str, wanted: Wanted | None) -> _Records:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from megatron_longrope2.data.tokenizer import Encode
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.statistics import mean_interval
 
-# A text of more bytes is sampled: in stretches that are spread evenly over a .jsonl, which can be entered
-# anywhere; from the beginning of row groups and of compressed files.
+# A text of more bytes is sampled, in stretches that are spread evenly over it. A .jsonl is entered anywhere.
+# Of a row group or a compressed file there is the beginning, which is longer, because its bytes are not known
+# exactly.
 SAMPLE_BYTES = 256 << 20
 STRETCH_BYTES = 256 << 10
+BEGINNING_BYTES = 4 << 20
 
 # Pieces of documents that are tokenized, drawn by their share of the text.
 PIECES = 500
@@ -29,6 +31,9 @@ TAIL = 0.01
 # Of documents that the sample has none of, the text has (with 95 % confidence) at most what would have given
 # the sample three.
 _UNSEEN = 3
+
+# What the middle of a document may leave unsaid of the rest.
+_PIECE_ERROR = 0.01
 
 # Fewer pieces than this say nothing of a bucket's characters a token: it gets the range of all pieces.
 _FEW_PIECES = 10
@@ -93,7 +98,8 @@ class Survey:
             density, densities = 1 / mean, (1 / high, 1 / low)
         else:
             found = mean_interval(of_bucket.tolist())
-            density, densities = found.mean, (found.mean - found.ci95, found.mean + found.ci95)
+            half = found.ci95 + _PIECE_ERROR * found.mean
+            density, densities = found.mean, (found.mean - half, found.mean + half)
         likely, _, _ = self._total(bucket, mean, mean, density)
         least, _, below = self._total(bucket, high, low, densities[0])
         most, documents, above = self._total(bucket, low, high, densities[1])
@@ -136,16 +142,23 @@ def survey(path: str | Path, text_field: str, encode: Encode) -> Survey:
     parts = slices(path)
     size = sum(part.size for part in parts)
     complete = size <= SAMPLE_BYTES
-    drawn = [(part, float(part.size)) for part in parts] if complete else list(_draw(parts, size, rng))
+    drawn = [(part, float(part.size)) for part in parts]
+    if not complete:
+        entered = [part for part in parts if part.path.endswith((".jsonl", ".txt"))]
+        begun = [part for part in parts if not part.path.endswith((".jsonl", ".txt"))]
+        step = size / SAMPLE_BYTES
+        drawn = [*_draw(entered, step * STRETCH_BYTES, rng), *_draw(begun, step * BEGINNING_BYTES, rng)]
     stretches: list[Stretch] = []
     pieces: list[str] = []
     lengths: list[int] = []
     for part, weight in drawn:
-        documents, read = _read(part, text_field, inf if complete else SAMPLE_BYTES / len(drawn))
+        documents, read = _read(part, text_field, inf if complete else BEGINNING_BYTES)
         characters = [len(document.text) for document in documents]
         stretches.append(Stretch(weight, read, np.array(characters, dtype=np.int64)))
         if documents:
-            chosen = rng.choices(documents, characters, k=ceil(PIECES / len(drawn)))
+            # As many as is this stretch's share of the text; a byte is about a character.
+            share = weight / size * sum(characters) / read
+            chosen = rng.choices(documents, characters, k=int(PIECES * share + rng.random()))
             pieces += [_middle(document.text) for document in chosen]
             lengths += [len(document.text) for document in chosen]
     if not pieces:
@@ -162,9 +175,8 @@ def _between(characters: np.ndarray, bucket: Bucket, at_start: float, at_end: fl
     return (characters > bucket.longer_than * at_start) & (characters <= end)
 
 
-def _draw(parts: Sequence[Slice], size: int, rng: random.Random) -> Iterator[tuple[Slice, float]]:
-    """Parts at places that are spread evenly over the text, and the bytes that each stands for."""
-    step = size * STRETCH_BYTES / SAMPLE_BYTES
+def _draw(parts: Sequence[Slice], step: float, rng: random.Random) -> Iterator[tuple[Slice, float]]:
+    """Parts at places that are `step` bytes apart, and the bytes that each stands for."""
     place, start = rng.random() * step, 0
     for part in parts:
         places = np.arange(place, start + part.size, step)

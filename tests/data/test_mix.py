@@ -1,6 +1,9 @@
 """A mix file becomes pools whose shares are its token budgets; what cannot be served is refused."""
 
 import json
+import random
+import re
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from megatron_longrope2.cli import longrope2
-from megatron_longrope2.data.manifest import load_mix_pools
+from megatron_longrope2.data.manifest import load_manifest, load_mix_pools
 from megatron_longrope2.data.mix import Mix, load_mix, portions, preprocess_mix, token_table
+from megatron_longrope2.data.pools import open_pool
 from megatron_longrope2.data.segments import SegmentConfig, SegmentDataset
 from megatron_longrope2.data.settings import PreprocessSettings
+from megatron_longrope2.data.tokenizer import load_tokenizer
 from megatron_longrope2.errors import InputError
+from tests.data.conftest import WORDS
+from tests.processes import Processes
+from tests.processes import longrope2 as longrope2_process
 
 GOOD = """
 long_buckets: [1000, 100000]
@@ -164,3 +172,117 @@ def test_the_command_line_runs_a_mix(
     command(job, write(tmp_path, GOOD.replace("name: books,", "name: books, path: books.jsonl,")))
     assert capsys.readouterr().out.splitlines()[-1].startswith("total")
     assert len(load_mix_pools(tmp_path / "out/mix.json")[0]) == 5
+
+
+LONG_AND_SHORT = """
+long_buckets: [400, 4000]
+shares: [1, 2, 0]
+sources:
+  - {name: books, tokens: 6000}
+"""
+
+
+@pytest.fixture
+def large(tmp_path: Path, huggingface: Path) -> PreprocessSettings:
+    """900 documents in four files and shards of about 30; the mix takes a part of them."""
+    rng = random.Random(5)
+    (tmp_path / "in/books").mkdir(parents=True)
+    for file in range(4):
+        lengths = rng.choices([20, 60, 200, 900], [50, 20, 25, 5], k=225)
+        texts = (" ".join(rng.choices(WORDS, k=length)) + f" {file}." for length in lengths)
+        lines = "".join(json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(texts))
+        (tmp_path / f"in/books/{file}.jsonl").write_text(lines)
+    return PreprocessSettings(
+        input=tmp_path / "in",
+        output=tmp_path / "out",
+        tokenizer=huggingface,
+        original_length=128,
+        shard_size=0.02,
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What was written, by name; the manifest says where to."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in found:
+        if name.endswith("manifest.json"):
+            content = json.loads(found[name])
+            for key in ("output", "workers"):
+                content["settings"].pop(key)
+            found[name] = json.dumps(content).encode()
+    return found
+
+
+def test_a_bucket_takes_its_budget_and_no_more(tmp_path: Path, large: PreprocessSettings) -> None:
+    mix = load_mix(write(tmp_path, LONG_AND_SHORT))
+    preprocess_mix(mix, large)
+    manifest = load_manifest(large.output / "books")
+    assert manifest is not None
+    assert manifest.budgets == {"short": 2020, "long-400": 4040, "long-4000": 0}
+    # With its last document a bucket may have more.
+    assert 2020 <= manifest.buckets["short"].tokens < 2020 + 128
+    assert 4040 <= manifest.buckets["long-400"].tokens < 4040 + 400
+    assert manifest.buckets["long-4000"].documents == 0
+    assert not (large.output / "books/long-4000.bin").exists()
+    # Not the first documents of the first file.
+    pool = open_pool(large.output / "books/short")
+    tokenizer = load_tokenizer(large.tokenizer)
+    from_file = Counter(tokenizer.decode(pool[i])[-6] for i in range(len(pool)))
+    assert len(from_file) > 1
+    # What was filled for less is not enough for more, and is not made again in silence.
+    more = load_mix(write(tmp_path, LONG_AND_SHORT.replace("6000", "9000")))
+    with pytest.raises(InputError, match="books: bucket short was filled up to 2,020 tokens, this run asks"):
+        preprocess_mix(more, large)
+
+
+def test_neither_workers_nor_ranks_nor_interruptions_change_the_result(
+    tmp_path: Path, large: PreprocessSettings
+) -> None:
+    mix = write(tmp_path, LONG_AND_SHORT)
+    words = ["preprocess", "--mix", mix, "--input", large.input, "--tokenizer", large.tokenizer]
+    words += ["--original-length", large.original_length, "--shard-size", large.shard_size]
+    outputs = [tmp_path / name for name in ("one", "workers", "ranks", "killed")]
+    for output, workers, ranks in ((outputs[0], 1, 1), (outputs[1], 2, 1), (outputs[2], 2, 2)):
+        done = longrope2_process(*words, "--output", output, "--workers", workers, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    killed = ["-m", "megatron_longrope2", *words, "--output", outputs[3]]
+    running = Processes(*killed, ranks=2)
+    while running.running and len(list(outputs[3].glob(".books.shards/*/"))) < 3:
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    assert not (outputs[3] / "books").exists(), "it was over before it was killed"
+    done = longrope2_process(*words, "--output", outputs[3], "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    reference = files(outputs[0])
+    assert {"mix.json", "books/manifest.json", "books/short.bin", "books/long-400.bin"} <= reference.keys()
+    for output in outputs[1:]:
+        assert files(output) == reference
+        assert [path.name for path in sorted(output.iterdir())] == ["books", "mix.json"]
+
+
+def test_a_mix_that_cannot_be_filled_is_refused_before_it_is_tokenized(
+    tmp_path: Path, large: PreprocessSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy = load_mix(write(tmp_path, LONG_AND_SHORT.replace("tokens: 6000", "tokens: 600K")))
+    with pytest.raises(InputError) as refused:
+        preprocess_mix(greedy, large)
+    first, second = str(refused.value).split("\nerror: ")
+    assert "asks for 200,000 tokens of bucket short, which has about " in first
+    assert "asks for 400,000 tokens of bucket long-400, which has about " in second
+    assert not large.output.exists()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows] == ["enough", "no", "no", "yes", "100.0%"]
+    # What the message says to change does help.
+    (fits,) = re.findall(r"lower its tokens to ([\d,]+)", first)
+    fitting = LONG_AND_SHORT.replace("tokens: 6000", f"tokens: {round(0.9 * int(fits.replace(',', '')))}")
+    preprocess_mix(load_mix(write(tmp_path, fitting)), large)
+
+
+def test_a_missing_source_is_refused_before_others_are_tokenized(
+    tmp_path: Path, large: PreprocessSettings
+) -> None:
+    mix = load_mix(write(tmp_path, LONG_AND_SHORT + "  - {name: code, tokens: 100}\n"))
+    with pytest.raises(InputError, match="in/code: no such file or folder"):
+        preprocess_mix(mix, large)
+    assert not large.output.exists()
