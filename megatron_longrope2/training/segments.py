@@ -33,11 +33,13 @@ def segment_provider(args: Namespace) -> Provider:
     if not needed:
         raise InputError("--train-iters: the run's length is missing; give --train-iters or --train-samples")
     pools, repeat = training_pools(args)
-    config = _config(args, pools, repeat=repeat)
-    dealt = replace(
-        config, data_parallel_size=args.data_parallel_size, micro_batch_size=args.micro_batch_size
+    # Validation reads short documents one by one, as inference does, and batches of another size.
+    config = replace(
+        _config(args, pools, repeat=repeat),
+        single_window=args.single_window,
+        data_parallel_size=args.data_parallel_size,
     )
-    training = SegmentDataset(dealt, needed, pad_id=0)
+    training = SegmentDataset(config, needed, pad_id=0)
     validation = None
     if args.eval_iters:
         one_pass = args.eval_iters * args.eval_global_batch_size
@@ -71,7 +73,6 @@ def _config(args: Namespace, pools: tuple[Pool, ...], *, repeat: bool) -> Segmen
         sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 1,
         micro_batch_size=args.micro_batch_size,
         long_window_attention=args.long_window_attention,
-        single_window=args.single_window,
         repeat=repeat,
         vocab_size=args.vocab_size or get_tokenizer().vocab_size,
         tokenizer=args.tokenizer_model,

@@ -25,8 +25,8 @@ class MixedWindowSettings:
         long_window_attention: What the attention of a long segment spans: the full segment, as in the paper,
             or each document of it, as in the authors' code.
         single_window: Conventional mid-training, the paper's ablation without mixed windows (Table 7): the
-            rescaled RoPE on everything, and --long-window-attention in segments of short documents too, so
-            that by default no document is masked from another.
+            rescaled RoPE on everything, and --long-window-attention in training segments of short documents
+            too, so that by default no document is masked from another.
         repeat_data: Read a pool again, in another order, when the run needs more segments than it has.
     """
 

@@ -27,6 +27,18 @@ def test_validation_reads_the_same_segments_at_every_pass(parse: Parse, pools: P
     assert not torch.equal(validation[0]["tokens"], validation[1]["tokens"])
 
 
+def test_a_single_window_trains_without_masks_and_is_validated_document_by_document(
+    parse: Parse, pools: Path
+) -> None:
+    args = parse(
+        *("--pool", "short", "1", pools / "short", "--valid-pool", "short", "1", pools / "short"),
+        *("--eval-iters", "1", "--eval-interval", "6", "--global-batch-size", "2", "--single-window"),
+    )
+    training, validation, _ = segment_provider(args)([12, 2, 0])
+    assert training[0]["max_seqlen"] == args.seq_length
+    assert validation[0]["max_seqlen"] <= args.original_length
+
+
 def test_a_complete_run_reads_nothing_more(parse: Parse, pools: Path) -> None:
     args = parse("--pool", "short", "1", pools / "short", "--global-batch-size", "2")
     provide = segment_provider(args)
