@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,21 @@ def test_the_slurm_example_is_the_recipe(tmp_path: Path) -> None:
             stage = settings.stages[name]
             assert (nodes, ranks) == (stage.nodes, stage.processes), name
     assert settings.stages.keys() == {script[2:] for script in STAGES}
+
+
+def test_table_3_names_tasks_of_the_harness(tmp_path: Path) -> None:
+    (words,) = commands(f"{EXAMPLES}/llama3_8b/6_evaluate.sh", tmp_path, MEASURES="long")
+    tasks = parsed(verb(words) or [])["settings"].tasks
+    folder = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # type: ignore[union-attr]
+    named = "".join(file.read_text() for file in folder.glob("*bench/*.yaml"))
+    assert len(tasks) == 6
+    for task in tasks:
+        assert f"task: {task}\n" in named
+
+
+def test_a_measure_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="error: MEASURES: rulr is not one of needle, ruler"):
+        commands(f"{EXAMPLES}/llama3_8b/6_evaluate.sh", tmp_path, MEASURES="rulr")
 
 
 @pytest.mark.parametrize("recipe", ["llama3_8b", "phi3_mini"])

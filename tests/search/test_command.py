@@ -86,6 +86,18 @@ def test_killed_search_continues_to_the_same_result(
     assert again[0]["history"] == one[0]["history"]
 
 
+def test_the_authors_attention_factor_is_searched_with_and_handed_on(
+    tiny_root: Path, tmp_path: Path, one_worker: Path
+) -> None:
+    alone = ("--iterations", "0", "--held-out-samples", "0")
+    search(*_arguments(tiny_root, tmp_path / "out", *alone, "--longrope-attention-factor"))
+    report, factors = results(tmp_path / "out")
+    both = pytest.approx((1 + math.log(256 / 64) / math.log(64)) ** 0.5)
+    assert factors["attention_factor"] == {"short": both, "long": both}
+    # The same first generation under it has other scores.
+    assert report["history"][0]["best_score"] != results(one_worker)[0]["history"][0]["best_score"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
