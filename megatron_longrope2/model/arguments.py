@@ -208,7 +208,8 @@ def _adapt_to_device(args: Namespace) -> None:
     """Turn off what this machine has no kernels for.
 
     Raises:
-        InputError: there is a GPU, and Transformer Engine is neither installed nor declined.
+        InputError: there is a GPU, and Transformer Engine is neither installed nor declined; or torch's
+            layers are to compute in 8 or 4 bits.
     """
     if has_gpu():
         if args.transformer_impl == "transformer_engine" and not importlib.util.find_spec(
@@ -226,5 +227,10 @@ def _adapt_to_device(args: Namespace) -> None:
         args.gradient_accumulation_fusion = False
         args.masked_softmax_fusion = False
     if args.transformer_impl == "local":
+        if args.fp8 or args.fp4:
+            raise InputError(
+                "--fp8-format, --fp4-format: torch's layers would ignore it; leave it out, or use a GPU and "
+                "Transformer Engine's layers (--transformer-impl transformer_engine)"
+            )
         args.apply_rope_fusion = False
         args.no_persist_layer_norm = True

@@ -1,16 +1,11 @@
 """A checkpoint opens where it is, not where it was written, with the arguments that training takes."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
-from megatron.training.global_vars import destroy_global_vars
 
 from megatron_longrope2.checkpoint.conversion import import_hf
 from megatron_longrope2.checkpoint.settings import ImportSettings, VerifySettings
@@ -18,17 +13,16 @@ from megatron_longrope2.checkpoint.verify import compare_logits
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.settings import CheckpointSettings
 from megatron_longrope2.evaluation.subject import open_subject
-from megatron_longrope2.model import arguments, loading
-from megatron_longrope2.model.arguments import model_config
-from megatron_longrope2.model.builder import LongRoPE2ModelConfig
 from megatron_longrope2.model.loading import load_model, unload_model
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rope import AttentionFactor
 from megatron_longrope2.search.run import load as load_for_search
 from megatron_longrope2.search.settings import Algorithm, SearchSettings
-from megatron_longrope2.training.arguments import parse_training_arguments
+from tests.big_machine import LAYOUT, LAYOUT_WORDS, big_machine, checkpoint, config_of, forget, training
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import VOCAB, save_model
+
+__all__ = ["big_machine", "checkpoint"]
 
 
 def test_tokenizer_of_a_moved_checkpoint(tmp_path: Path, megatron: None) -> None:  # noqa: ARG001
@@ -46,60 +40,6 @@ def test_tokenizer_of_a_moved_checkpoint(tmp_path: Path, megatron: None) -> None
         f"{there}: tokenizer_model: {here / 'tokenizer'} is gone; "
         f"copy the tokenizer's files to {there / 'tokenizer'}"
     )
-
-
-class Built(Exception):
-    """A model would be built of this configuration."""
-
-    def __init__(self, config: LongRoPE2ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-
-
-@pytest.fixture
-def big_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As far as arguments go: eight GPUs with Transformer Engine. What would build a model raises `Built`."""
-    found = importlib.util.find_spec
-
-    def find_spec(name: str, package: str | None = None) -> Any:
-        return object() if name == "transformer_engine" else found(name, package)
-
-    def built(config: LongRoPE2ModelConfig) -> None:
-        raise Built(config)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(arguments, "has_gpu", lambda: True)
-    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", object())
-    monkeypatch.setattr(loading, "initialize_megatron", lambda **_: None)
-    monkeypatch.setattr(loading, "build", built)
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    yield
-    forget()
-
-
-def forget() -> None:
-    destroy_global_vars()
-    destroy_num_microbatches_calculator()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loading")
-    longrope2_factors(folder)
-    import_hf(
-        ImportSettings(save_model(folder / "hf"), folder / "megatron", rope_factors=folder / "factors.json")
-    )
-    return folder / "megatron"
-
-
-def training(checkpoint: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `longrope2 train` does before it builds its model."""
-    run = "--micro-batch-size 1 --seq-length 256 --train-iters 1 --lr 1e-3 --save-interval 1".split()
-    pool = ["--pool", "long", "1", "nowhere"]
-    monkeypatch.setattr(
-        sys, "argv", ["train", "--pretrained-checkpoint", str(checkpoint), *run, *pool, *words]
-    )
-    raise Built(model_config(parse_training_arguments()))
 
 
 def searching(checkpoint: Path, algorithm: Algorithm = "evolution", **layout: Any) -> None:
@@ -124,15 +64,6 @@ VERBS: dict[str, Callable[..., object]] = {
         folder, folder, VerifySettings(layout=LayoutSettings(**layout))
     ),
 }
-LAYOUT = {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "bf16": True}
-LAYOUT_WORDS = "--tensor-model-parallel-size 2 --context-parallel-size 2 --bf16".split()
-
-
-def config_of(action: Callable[[], object]) -> LongRoPE2ModelConfig:
-    with pytest.raises(Built) as built:
-        action()
-    forget()
-    return built.value.config
 
 
 @pytest.mark.usefixtures("big_machine")
@@ -210,3 +141,4 @@ def test_bad_arguments_are_one_line(words: str, message: str, checkpoint: Path) 
         load_model(checkpoint, LayoutSettings(megatron=tuple(words.split())))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    forget()
