@@ -12,6 +12,7 @@ from megatron_longrope2.checkpoint.conversion import export_hf, import_hf
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings, VerifySettings
 from megatron_longrope2.checkpoint.verify import compare_logits, differences, read_structure
 from megatron_longrope2.cli import run_main
+from megatron_longrope2.errors import InputError
 from tests.checkpoint.test_round_trip import longrope2_factors
 from tests.checkpoint.tiny_models import ORIGINAL, save_model
 from tests.processes import longrope2
@@ -87,8 +88,23 @@ def test_structure_only_reads_no_weights(
 
 
 @pytest.mark.slow
-def test_command_line_compares_the_two_formats(folders: dict[str, Path]) -> None:
-    done = longrope2("verify", folders["back"], folders["megatron"])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (1, ""),
+        (2, "--pipeline-model-parallel-size 2"),
+        (4, "--tensor-model-parallel-size 2 --context-parallel-size 2 --megatron --sequence-parallel"),
+    ],
+)
+def test_command_line_compares_the_two_formats(folders: dict[str, Path], ranks: int, layout: str) -> None:
+    done = longrope2("verify", folders["back"], folders["megatron"], *layout.split(), ranks=ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines()[-2:]]
     assert [row[0] for row in rows] == [str(ORIGINAL), str(2 * ORIGINAL)]
     assert all(float(row[1]) < 1e-4 and row[-1] == "100.0%" for row in rows)
+    assert done.stdout.count("same tensors, shapes and RoPE") == 1
+
+
+def test_a_length_without_a_prediction_is_refused() -> None:
+    with pytest.raises(InputError, match="--lengths: 1 token leaves none to predict; use 2 or more"):
+        VerifySettings(lengths=(64, 1))
