@@ -1,4 +1,4 @@
-"""What the processes of tests find imported already."""
+"""What the processes of tests find imported already: the package, and what it and the tests import late."""
 
 import os
 
@@ -10,27 +10,29 @@ from megatron_longrope2 import device
 
 device.install()
 
-import cyclopts
+import importlib
+import pkgutil
+
 import matplotlib.pyplot
-import megatron.training
 import megatron.training.training
-import pyarrow.parquet
 import scipy.stats
 import torch.distributed.checkpoint
 import torch.utils.tensorboard
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import megatron_longrope2
 
 __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "LlamaForCausalLM",
     "PreTrainedTokenizerFast",
-    "cyclopts",
     "matplotlib",
     "megatron",
-    "pyarrow",
     "scipy",
     "torch",
-    "transformers",
 ]
+
+for module in pkgutil.walk_packages(megatron_longrope2.__path__, "megatron_longrope2."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
