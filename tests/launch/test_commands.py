@@ -4,9 +4,12 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from megatron_longrope2.launch.commands import job_file, stage_commands
 from megatron_longrope2.launch.settings import ROOT, load_settings
 from tests.launch.conftest import Write
+from tests.shell import parsed
 
 
 def test_training(write: Write, tmp_path: Path) -> None:
@@ -43,6 +46,15 @@ def test_measures(write: Write, tmp_path: Path) -> None:
     ):
         assert words[:2] == ["evaluate", kind]
         assert words[words.index("--load") + 1] == str(tmp_path / "run/checkpoints")
+
+
+@pytest.mark.parametrize("settings_file", sorted((ROOT / "slurm").glob("*.toml")), ids=lambda path: path.name)
+def test_the_verbs_know_the_options(settings_file: Path) -> None:
+    settings = load_settings(settings_file)
+    for stage in settings.stages:
+        for words in stage_commands(settings, stage):
+            assert words[0] == stage
+            parsed(words)
 
 
 def test_bash_reads_the_job_file_back(write: Write, tmp_path: Path) -> None:
