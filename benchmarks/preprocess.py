@@ -1,10 +1,9 @@
-"""Time preprocessing (reading, tokenizing, writing) against the tokenizer library alone, on one core, and what it
-does with text of which a mix needs a twentieth.
+"""Time preprocessing (reading, tokenizing, writing) against the tokenizer library alone, on one core, and see
+what it does with text of which a mix needs 5 %.
 
-`speed_vs_tokenizer` is the quotient of their speeds in processor time: 1 where reading and writing cost nothing.
-`tokenized_vs_kept` is what is tokenized over what is kept where a mix needs documents of more than
-`original_length` tokens, which have 5 % of the characters. `skipping_vs_reading` is the time of passing over lines
-that no bucket needs over that of reading them and nothing else.
+`speed_vs_tokenizer` is the quotient of their speeds in processor time: 1 where reading and writing cost
+nothing. `tokenized_vs_kept`: tokens of a mix that needs the longest documents of log-normal lengths.
+`skipping_vs_reading`: the time of passing over lines that no bucket needs, over that of reading them.
 """
 
 import json
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import batched, count
 from pathlib import Path
+from statistics import NormalDist
 from tempfile import TemporaryDirectory
 
 from cyclopts.types import PositiveInt
@@ -31,7 +31,7 @@ from megatron_longrope2.data.survey import survey
 from megatron_longrope2.data.tokenizer import load_encoder, load_tokenizer
 
 BATCH = 1 << 20  # characters that the tokenizer is given at once, as in preprocessing
-NEEDED = 0.05  # share of the characters that are in documents that the mix needs
+NEEDED = 0.05  # share of the characters that is in documents that the mix needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _measure_mix(settings: Settings, text: str, folder: Path) -> Measurement:
     config = PreprocessSettings(
         input=file, output=folder, tokenizer=settings.tokenizer, original_length=settings.original_length
     )
-    found = survey(file, "text", load_encoder(settings.tokenizer).encode)
+    found = survey(file, "text", load_encoder(settings.tokenizer).encode, settings.original_length)
     long = Selection(config.feeds, (0, sys.maxsize), found.range)
     parts = slices(file)
     tokenized = sum(
@@ -146,14 +146,13 @@ def _measure_mix(settings: Settings, text: str, folder: Path) -> Measurement:
 
 
 def _lengths(settings: Settings, rng: random.Random) -> Iterator[int]:
-    """Characters of documents: `NEEDED` of all of them in ones that have more than the original length."""
-    # English has three characters a token or more, and the shipped tokenizer three.
-    end = 3 * settings.original_length
-    characters = {True: 0.0, False: 0.0}
-    while sum(characters.values()) < settings.mix_characters:
-        long = characters[True] <= NEEDED * sum(characters.values())
-        length = (
-            rng.uniform(1.1 * end, 10 * end) if long else min(end, rng.lognormvariate(math.log(end / 4), 0.8))
-        )
-        characters[long] += length
-        yield int(length)
+    """Characters of documents of log-normal lengths, 5 % of them in ones above the original length."""
+    # English of the shipped tokenizer has three characters a token. Of log-normal lengths with a deviation of 1
+    # the share of the characters beyond x is that of the normal distribution beyond log(x / median) - 1.
+    end = 3.03 * settings.original_length
+    median = math.log(end) - 1 - NormalDist().inv_cdf(1 - NEEDED)
+    written = 0
+    while written < settings.mix_characters:
+        length = min(20 * end, rng.lognormvariate(median, 1))
+        written += int(length)
+        yield int(length) + 1

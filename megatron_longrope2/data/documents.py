@@ -24,7 +24,7 @@ KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
 SLICE_BYTES = 16 << 20
 
 # Characters of a book that samples are drawn from, at least where it has so many.
-BOOK_CHARACTERS = 1 << 18
+BOOK_CHARACTERS = 1 << 16
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 # Bytes that pyarrow reads of a compressed file at a time.

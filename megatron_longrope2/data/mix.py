@@ -168,7 +168,7 @@ def preprocess_mix(mix: Mix, settings: PreprocessSettings, *, dry_run: bool = Fa
             _check_kept(manifest, made, _budgets(mix, source))
         elif made.input.exists() or not dry_run:
             encode = load_encoder_once(made.tokenizer).encode
-            surveys[source.name] = survey(made.input, made.text_field, encode)
+            surveys[source.name] = survey(made.input, made.text_field, encode, made.original_length)
     _report(mix, settings, surveys)
     if dry_run:
         return

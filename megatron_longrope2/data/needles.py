@@ -28,7 +28,8 @@ WORD_SEARCH = 16
 HELD_OUT_SHARE = 0.2
 
 MOST_BOOKS = 64
-"""Books that samples of one kind go round, however many samples there are."""
+MOST_TOKENS = 1 << 22
+FEW_BOOKS = 10
 
 # Books that are tokenized at once, each by a thread.
 _THREADS = 4
@@ -55,6 +56,13 @@ def key_pool(keys: Keys, joint: str = " ") -> list[str]:
     by_hash = sorted(every, key=lambda key: hashlib.sha256(key.encode()).digest())
     count = round(HELD_OUT_SHARE * len(by_hash))
     return {"held_out": by_hash[:count], "train": by_hash[count:], "all": by_hash}[keys]
+
+
+def books_for(samples: int, length: int) -> int:
+    """The number of books that samples of `length` tokens go round: one each, but not more than take seconds
+    to tokenize; the 10 of LongRoPE2 are always allowed.
+    """
+    return min(samples, MOST_BOOKS, max(FEW_BOOKS, MOST_TOKENS // length))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,11 @@ STRETCH_BYTES = 256 << 10
 BEGINNING_BYTES = 4 << 20
 
 # Pieces of documents that are tokenized, drawn by their share of the text.
-PIECES = 500
-PIECE_CHARACTERS = 4096
+PIECES = 600
+PIECE_CHARACTERS = 8192
 
 # Share of the pieces that have fewer characters a token than `Survey.range` says, and share that have more.
-TAIL = 0.01
+TAIL = 0.05
 
 # Of documents that the sample has none of, the text has (with 95 % confidence) at most what would have given
 # the sample three.
@@ -35,8 +35,8 @@ _UNSEEN = 3
 # What the middle of a document may leave unsaid of the rest.
 _PIECE_ERROR = 0.01
 
-# Fewer pieces than this say nothing of a bucket's characters a token: it gets the range of all pieces.
-_FEW_PIECES = 10
+# Fewer pieces than this say nothing of a kind of documents' characters a token: what all pieces say is taken.
+_FEW_PIECES = 30
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,23 @@ class Survey:
     Attributes:
         stretches: what was read of it.
         complete: whether that is everything.
+        length: tokens from which on it matters how long a document is.
         characters: of the documents of the pieces that were tokenized, int64 [pieces].
         tokens_per_character: of the pieces, float64 [pieces].
     """
 
     stretches: Sequence[Stretch]
     complete: bool
+    length: int
     characters: np.ndarray
     tokens_per_character: np.ndarray
 
     @property
     def range(self) -> tuple[float, float]:
-        """Characters a token of the pieces, without the `TAIL` at both ends."""
-        low, high = np.quantile(1 / self.tokens_per_character, [TAIL, 1 - TAIL]).tolist()
+        """Characters a token of documents of about `length` tokens or more, without both ends' `TAIL`."""
+        chosen = self.characters > 0.5 * self.length / self.tokens_per_character.mean()
+        pieces = self.tokens_per_character[chosen if chosen.sum() >= _FEW_PIECES else slice(None)]
+        low, high = np.quantile(1 / pieces, [TAIL, 1 - TAIL]).tolist()
         return low, high
 
     def tokens(self, bucket: Bucket) -> Tokens:
@@ -132,8 +136,11 @@ class Survey:
         return float(totals.sum()), sum(map(len, chosen)), half
 
 
-def survey(path: str | Path, text_field: str, encode: Encode) -> Survey:
+def survey(path: str | Path, text_field: str, encode: Encode, length: int) -> Survey:
     """Sample the documents of a file or folder: a quarter of a gigabyte of them, always the same.
+
+    Args:
+        length: tokens at which the shortest bucket ends.
 
     Raises:
         InputError: as `iter_documents`, for what is read; or that has no text.
@@ -166,7 +173,7 @@ def survey(path: str | Path, text_field: str, encode: Encode) -> Survey:
     different = list(dict.fromkeys(pieces))
     sizes = {piece: max(1, ids.size) for piece, ids in zip(different, encode(different), strict=True)}
     tokens = np.array([sizes[piece] / len(piece) for piece in pieces])
-    return Survey(stretches, complete, np.array(lengths), tokens)
+    return Survey(stretches, complete, length, np.array(lengths), tokens)
 
 
 def _between(characters: np.ndarray, bucket: Bucket, at_start: float, at_end: float) -> np.ndarray:

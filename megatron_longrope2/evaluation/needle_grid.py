@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSampler
+from megatron_longrope2.data.needles import NeedleSampler, books_for
 from megatron_longrope2.data.wording import wording
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.perplexity import Perplexity
@@ -172,10 +172,9 @@ def measure_needle(subject: LoadedSubject, texts: TextSettings, settings: Needle
     beyond = subject.beyond_window(settings.lengths)
     depths = [place / max(settings.depths - 1, 1) for place in range(settings.depths)]
     books = subject.books(texts, max(settings.lengths))
-    most_books = min(settings.depths * settings.repetitions, MOST_BOOKS)
     options: dict[str, Any] = {
         "lengths": settings.lengths,
-        "most_books": most_books,
+        "most_books": books_for(settings.depths * settings.repetitions, max(settings.lengths)),
         "wording": wording(settings.needle_wording),
     }
     sampler = on_main(

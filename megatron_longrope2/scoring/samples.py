@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSample
+from megatron_longrope2.data.needles import NeedleSample, books_for
 from megatron_longrope2.data.tokenizer import leading_bos
 from megatron_longrope2.errors import InputError
 
@@ -43,7 +43,7 @@ def document_samples(
 ) -> list[Sample]:
     """Stretches of `length` tokens of the first books that are long enough, every token scored.
 
-    The books, at most `MOST_BOOKS`, take turns.
+    The books, of which there are `books_for` so many samples, take turns.
 
     Raises:
         InputError: no book is long enough.
@@ -57,7 +57,7 @@ def document_samples(
         longest = max(longest, len(ids))
         if len(ids) >= room:
             enough.append(ids)
-        if len(enough) == min(count, MOST_BOOKS):
+        if len(enough) == books_for(count, length):
             break
     if not enough:
         raise InputError(f"books: the longest has {longest} tokens, {room} are needed; add longer ones")

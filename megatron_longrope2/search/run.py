@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import draw_books
-from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSampler
+from megatron_longrope2.data.needles import MOST_BOOKS, NeedleSampler, books_for
 from megatron_longrope2.data.settings import Keys
 from megatron_longrope2.data.wording import wording
 from megatron_longrope2.model.learned_factors import LearnedFactors
@@ -102,9 +102,9 @@ def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Searc
         unscaled = with_longrope_attention(unscaled)
     space = SearchSpace(unscaled, chosen.search_space, chosen.search_dims, chosen.fix_attention_factor)
     length, seed, count = settings.target_length, settings.seed, settings.samples
-    # The needles that factors are learned on have no end.
-    most_books = MOST_BOOKS if settings.algorithm == "gradient" else count
-    sampler = _sampler(settings, tokenizer, settings.books, "train", most_books)
+    # Factors are learned on needles without end.
+    needles = MOST_BOOKS if settings.algorithm == "gradient" else count
+    sampler = _sampler(settings, tokenizer, settings.books, "train", needles)
     if settings.objective.objective == "document":
         books = draw_books(settings.books, seed, length)
         samples = on_main(lambda: document_samples(tokenizer, books, count, length, seed))
@@ -134,14 +134,14 @@ def _held_out(settings: SearchSettings, tokenizer: PreTrainedTokenizerFast) -> l
 
 
 def _sampler(
-    settings: SearchSettings, tokenizer: PreTrainedTokenizerFast, path: Path, keys: Keys, most_books: int
+    settings: SearchSettings, tokenizer: PreTrainedTokenizerFast, path: Path, keys: Keys, samples: int
 ) -> NeedleSampler:
     """A sampler on every rank, of books that the main rank reads and tokenizes."""
     seed = settings.seed + (HELD_OUT_SEED if keys == "held_out" else 0)
     books = draw_books(path, seed, settings.target_length)
     options: dict[str, Any] = {
         "lengths": (settings.target_length,),
-        "most_books": min(most_books, MOST_BOOKS),
+        "most_books": books_for(samples, settings.target_length),
         "wording": wording(settings.objective.needle_wording),
     }
     return on_main(lambda: NeedleSampler(tokenizer, books, seed=seed, keys=keys, **options))

@@ -66,7 +66,7 @@ def write(folder: Path, kind: str, texts: list[str]) -> Path:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])
 def test_a_whole_text_is_counted(tmp_path: Path, kind: str, texts: list[str]) -> None:
-    found = survey(write(tmp_path, kind, texts), "text", encode)
+    found = survey(write(tmp_path, kind, texts), "text", encode, 64)
     assert found.complete
     check(found, texts, 0.02)
 
@@ -80,11 +80,11 @@ def test_a_sample_says_what_the_text_holds(
     monkeypatch.setattr(module, "SAMPLE_BYTES", size // 2)
     monkeypatch.setattr(module, "STRETCH_BYTES", 4000)
     monkeypatch.setattr(module, "BEGINNING_BYTES", 200_000 if kind == "json.gz" else 8000)
-    found = survey(path, "text", encode)
+    found = survey(path, "text", encode, 64)
     assert not found.complete
     assert sum(stretch.size for stretch in found.stretches) < 0.75 * size
     check(found, texts * (6 if kind == "json.gz" else 1), 0.3)
-    again = survey(path, "text", encode)
+    again = survey(path, "text", encode, 64)
     assert again.tokens(LONG) == found.tokens(LONG)
     assert again.range == found.range
 
@@ -95,7 +95,7 @@ def test_what_the_sample_has_none_of_may_be_in_the_text(
     path = write(tmp_path, "jsonl", texts)
     monkeypatch.setattr(module, "SAMPLE_BYTES", 200_000)
     monkeypatch.setattr(module, "STRETCH_BYTES", 4000)
-    rare = survey(path, "text", encode).tokens(Bucket("huge", 5000, 10_000))
+    rare = survey(path, "text", encode, 64).tokens(Bucket("huge", 5000, 10_000))
     assert rare.low == rare.likely == 0
     assert 0 < rare.high < sum(truth(texts).values())
 
@@ -103,7 +103,7 @@ def test_what_the_sample_has_none_of_may_be_in_the_text(
 def test_text_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(InputError, match="the documents that were read have no text"):
-        survey(tmp_path, "text", encode)
+        survey(tmp_path, "text", encode, 64)
 
 
 def test_a_selection_wants_what_a_bucket_with_room_may_hold() -> None:
