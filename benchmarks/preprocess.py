@@ -147,8 +147,8 @@ def _measure_mix(settings: Settings, text: str, folder: Path) -> Measurement:
 
 def _lengths(settings: Settings, rng: random.Random) -> Iterator[int]:
     """Characters of documents of log-normal lengths, 5 % of them in ones above the original length."""
-    # English of the shipped tokenizer has three characters a token. Of log-normal lengths with a deviation of 1
-    # the share of the characters beyond x is that of the normal distribution beyond log(x / median) - 1.
+    # The shipped tokenizer finds three characters a token. Of log-normal lengths with a deviation of 1, the
+    # share of the characters beyond x is that of the normal distribution beyond log(x / median) - 1.
     end = 3.03 * settings.original_length
     median = math.log(end) - 1 - NormalDist().inv_cdf(1 - NEEDED)
     written = 0
