@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,13 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_longrope2.data.documents import Document, iter_documents, read_books, read_slice, slices
+from megatron_longrope2.data import documents as module
+from megatron_longrope2.data.documents import (
+    Document,
+    draw_books,
+    iter_documents,
+    read_books,
+    read_slice,
+    slices,
+)
 from megatron_longrope2.errors import InputError
 
 # U+2028 ends a line for str.splitlines, but not for JSON lines.
 TEXTS = [f"text {i} é \u2028 {'x' * (i % 37)}" for i in range(300)]
 JSONL = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
-FORMATS = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
+FORMATS = ["a.jsonl", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst", "a.parquet"]
 
 
 def zstd(raw: bytes) -> bytes:
@@ -30,7 +39,8 @@ def zstd(raw: bytes) -> bytes:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     (folder / "a.jsonl").write_bytes(JSONL)
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(JSONL))
+    for name in ("a.jsonl.gz", "a.json.gz"):
+        (folder / name).write_bytes(gzip.compress(JSONL))
     middle = JSONL.index(b"\n", len(JSONL) // 2) + 1
     # Large corpora are often concatenations of compressed files.
     (folder / "a.jsonl.zst").write_bytes(zstd(JSONL[:middle]) + zstd(JSONL[middle:]))
@@ -132,3 +142,52 @@ def test_a_missing_path_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(InputError, match=r"blank\.txt: holds no text"):
         read_books(tmp_path / "blank.txt")
+
+
+def test_drawn_books_are_read_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " * (100 + number))
+    opened = []
+    original = module.read_slice
+
+    def read(part: module.Slice, *rest: object) -> Iterator[Document]:
+        opened.append(Path(part.path).name)
+        yield from original(part, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "read_slice", read)
+    monkeypatch.setattr(module, "BOOK_CHARACTERS", 50)
+    books = draw_books(tmp_path, 1, 10)
+    first, second = next(books), next(books)
+    assert opened == [f"{first.name}.txt", f"{second.name}.txt"]
+    assert first.text == (f"{first.name} " * 200)[:80]
+    drawn = [first, second, *books]
+    assert sorted(book.name for book in drawn) == list("012345")
+    assert [book.name for book in draw_books(tmp_path, 1, 10)] == [book.name for book in drawn]
+    assert [book.name for book in draw_books(tmp_path, 2, 10)] != [book.name for book in drawn]
+    assert [len(book.text) for book in draw_books(tmp_path, 1, 1)] == [50] * 6
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "a.txt"])
+def test_what_is_not_wanted_is_left_out(folder: Path, tmp_path: Path, name: str) -> None:
+    path = folder / name
+    texts = TEXTS
+    if name == "a.txt":
+        path, texts = tmp_path / name, TEXTS[30:31]
+        path.write_text(texts[0])
+    asked = []
+
+    def wanted(fewest: int, most: int) -> bool:
+        asked.append((fewest, most))
+        return most >= 40
+
+    found = [d.text for part in slices(path) for d in read_slice(part, wanted=wanted)]
+    assert found == [text for text in texts if len(text) >= 40]
+    assert all(fewest <= most for fewest, most in asked)
+
+
+def test_a_line_that_is_too_short_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("no JSON\n" + json.dumps({"text": "x" * 50}) + "\n")
+    (part,) = slices(tmp_path)
+    assert [len(d.text) for d in read_slice(part, wanted=lambda _, most: most >= 50)] == [50]

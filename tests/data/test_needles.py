@@ -1,6 +1,7 @@
 """Needle samples: exact lengths, the answer's tokens, depths, seeds and refusals."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longrope2.data.documents import Document
-from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, key_pool
+from megatron_longrope2.data.needles import NeedleSample, NeedleSampler, books_for, key_pool
 from megatron_longrope2.data.wording import wording
 from megatron_longrope2.errors import InputError
 
@@ -215,6 +216,28 @@ def test_ten_samples_are_not_ten_depths_of_one_book(sampler: NeedleSampler) -> N
 def test_books_that_are_too_short_are_passed_over() -> None:
     sampler = NeedleSampler(TOKENIZER, [make_book("Tiny", 1), *BOOKS])
     assert {sample.book for sample in sampler.samples(12, 500, [0.5])} == set(NAMES)
+
+
+def test_reading_stops_when_enough_books_are_long_enough() -> None:
+    def books() -> Iterator[Document]:
+        # They are read in fours.
+        yield from [BOOKS[0], make_book("Tiny", 1), make_book("Small", 12), *BOOKS[1:], BOOKS[0]]
+        raise AssertionError("more books were read than are needed")
+
+    options = {"lengths": (500, 900), "most_books": 4}
+    some = NeedleSampler(TOKENIZER, books(), seed=3, **options)  # type: ignore[arg-type]
+    drawn = list(some.samples(4, 900, [0.5]))
+    assert [sample.book for sample in drawn] == [book.name for book in BOOKS[:4]]
+    everything = NeedleSampler(TOKENIZER, [make_book("Tiny", 1), *BOOKS], seed=3)
+    for sample, other in zip(drawn, everything.samples(4, 900, [0.5]), strict=True):
+        assert torch.equal(sample.tokens, other.tokens)
+
+
+def test_samples_go_round_no_more_books_than_take_seconds() -> None:
+    assert books_for(10, 131_072) == 10
+    assert books_for(100, 131_072) == 32
+    assert books_for(100, 2048) == 64
+    assert books_for(100, 1 << 20) == 10
 
 
 def test_a_fixed_fifth_of_the_keys_is_held_out() -> None:

@@ -18,6 +18,12 @@ def test_read(write: Write) -> None:
     assert settings.environment.network == ROOT / "slurm/network.sh"
 
 
+def test_preprocessing_may_have_several_nodes(write: Write) -> None:
+    stage = '[stages.preprocess]\ntime = "1"\nnodes = 3\n'
+    settings = load_settings(write(("[stages.import]", f"{stage}[stages.import]")))
+    assert settings.stages["preprocess"].ranks == 3
+
+
 def test_the_example_explains_every_key() -> None:
     settings = load_settings(ROOT / "slurm/example.toml")
     text = (ROOT / "slurm/example.toml").read_text()

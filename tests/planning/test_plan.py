@@ -56,7 +56,7 @@ def test_the_papers_runs_are_within_what_its_trainer_took() -> None:
     hours = {model: plan(replace(RUN, model=model, gpu="a100"))[0].hours for model in models}
     assert 54 / 2 < hours["llama3-8b"] < 54
     assert 39 / 2 < hours["phi3-mini"] < 39
-    # Phi3-mini's recommended layout is wide in data parallelism, which gains by segments that are dealt evenly.
+    # Phi3-mini's layout is wide in data parallelism, which gains by segments that are dealt evenly.
     assert hours["llama3-8b"] / hours["phi3-mini"] == pytest.approx(54 / 39, rel=0.15)
 
 
