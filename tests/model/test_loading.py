@@ -92,7 +92,6 @@ def test_every_verb_builds_the_model_that_training_builds(
     assert differing == {"calculate_per_token_loss"}  # the trainer's own
 
 
-@pytest.mark.xfail(reason="the fused kernel gets the attention factor on the queries", strict=False)
 @pytest.mark.usefixtures("big_machine")
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_factor_file_is_refused_or_unfused(verb: str, checkpoint: Path, tmp_path: Path) -> None:
