@@ -33,6 +33,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def current() -> torch.device:
+    """This process's device, also before `install`."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else CPU
+
+
 def distributed_backend() -> str:
     """The torch.distributed backend for this device."""
     return "nccl" if has_gpu() else "gloo"

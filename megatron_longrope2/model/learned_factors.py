@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_longrope2 import device
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.rope import AttentionFactor, RopeFactors
 from megatron_longrope2.rope.frequencies import angles
@@ -134,7 +135,7 @@ class FactorOptimizer:
     ) -> None:
         self.name, self.start, self.steps, self.learning_rate = name, start, steps, learning_rate
         self.learned = LearnedFactors(start, learn_attention_factor=learn_attention_factor)
-        self.learned.to(torch.cuda.current_device())
+        self.learned.to(device.current())
         self.step = 0
         self.slower = 1.0  # share of the learning rate that is left after failed steps
         self.failed_in_row = 0

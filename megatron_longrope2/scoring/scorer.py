@@ -6,6 +6,7 @@ thousand at a time. A sample of at most the original length is seen with the ori
 the rescaled RoPE.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,8 +36,9 @@ class TokenScores:
 
     @property
     def total(self) -> float:
-        """Summed negative log-likelihood, nats: never negative; NaN or infinite where a token's is."""
-        return float(self.nll.clamp(min=0).double().sum())
+        """Summed negative log-likelihood, nats: never negative; infinite where a token's is, or is NaN."""
+        total = float(self.nll.clamp(min=0).double().sum())
+        return total if math.isfinite(total) else math.inf
 
 
 class Scorer(Protocol):

@@ -17,7 +17,7 @@ class Candidate:
     Attributes:
         factors: what the model is scored under.
         losses: float64 [samples], not negative, each a share of the score: NaN where a sample is not scored
-            yet, infinite where the model's loss was NaN or infinite.
+            yet, infinite where the model's loss was NaN or infinite, which ends the candidate.
         origin: what it was made from, for those who breed it further.
     """
 
@@ -34,10 +34,6 @@ class Candidate:
     def vector(self) -> tuple[float, ...]:
         """What the model sees, and nothing else: equal vectors have equal scores."""
         return (*self.factors.long_factor, self.factors.attention_factor.long)
-
-    def record(self, sample: int, loss: float) -> None:
-        """Take in a loss; one that is NaN or infinite is infinitely bad and ends the candidate."""
-        self.losses[sample] = loss if math.isfinite(loss) else math.inf
 
     @property
     def scored(self) -> int:
@@ -78,9 +74,9 @@ class Candidate:
 
     def restore_losses(self, losses: list[Any]) -> None:
         """Take in what `losses_as_json` returned."""
-        for sample, loss in enumerate(losses):
-            if loss is not None:
-                self.record(sample, math.inf if loss == "failed" else loss)
+        self.losses[:] = [
+            math.nan if loss is None else math.inf if loss == "failed" else loss for loss in losses
+        ]
 
 
 def perplexity(score: float) -> float:

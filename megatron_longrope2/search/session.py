@@ -169,7 +169,7 @@ class Session:
         samples = [self.samples[number] for _, number in pairs]
         scores = self.scorer(samples, [candidate.factors for candidate, _ in pairs])
         for (candidate, number), found in zip(pairs, scores, strict=True):
-            candidate.record(number, found.total * self._weight)
+            candidate.losses[number] = found.total * self._weight
         self.cost.evaluations += len(pairs)
 
     def outcome(

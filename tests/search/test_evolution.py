@@ -37,7 +37,7 @@ class _Session:
     def score(self, pairs) -> None:
         self.order.shuffle(pairs)
         for candidate, sample in pairs:
-            candidate.record(sample, self.loss(candidate.origin, sample))
+            candidate.losses[sample] = self.loss(candidate.origin, sample)
         self.cost.evaluations += len(pairs)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
@@ -73,7 +73,7 @@ def _tell(evolution: Evolution, scores: list[float]) -> None:
     numbers = {id(one): number for number, one in enumerate(evolution.candidates)}
     for candidate in evolution.candidates:
         for sample in range(SAMPLES):
-            candidate.record(sample, scores[numbers[id(candidate)]] / SAMPLES)
+            candidate.losses[sample] = scores[numbers[id(candidate)]] / SAMPLES
     evolution.advance()
 
 
@@ -147,10 +147,10 @@ def test_restored_evolution_continues_as_if_nothing_had_happened(stop: int, seed
     assert _run(resumed).state() == whole.state()
 
 
-def test_nan_scores_are_infinitely_bad() -> None:
+def test_failed_candidates_are_no_parents() -> None:
     evolution = _evolution(8, 2)
     vectors = [one.vector for one in evolution.candidates]
-    _tell(evolution, [math.nan, 2.0, math.inf, 1.0, math.nan, math.nan, math.nan, math.nan])
+    _tell(evolution, [math.inf, 2.0, math.inf, 1.0, *[math.inf] * 4])
     assert [one.vector for one in evolution.parents] == [vectors[3], vectors[1]]
     assert evolution.candidates
 
@@ -168,9 +168,9 @@ def test_warm_start_is_a_member_of_the_first_generation() -> None:
     assert (first.origin.origin, first.factors.long_factor) == ("yarn", yarn.long_factor)
 
 
-def test_all_nan_is_refused() -> None:
+def test_no_finite_score_is_refused() -> None:
     with pytest.raises(InputError, match="no candidate has a finite score"):
-        _tell(_evolution(4, 2), [math.nan] * 4)
+        _tell(_evolution(4, 2), [math.inf] * 4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from megatron_longrope2.search.race import Race
 LOSSES = st.integers(1, 12).flatmap(
     lambda samples: st.lists(
         st.lists(
-            st.one_of(st.floats(0, 1e6), st.sampled_from((0.0, 0.1, 0.2, 0.3, math.nan))),
+            st.one_of(st.floats(0, 1e6), st.sampled_from((0.0, 0.1, 0.2, 0.3, math.inf))),
             min_size=samples,
             max_size=samples,
         ),
@@ -31,8 +31,7 @@ def _candidate(value: float, samples: int, losses: list[float] | None = None) ->
         "test", 10000.0, 2, 8, 64, None, (1.0,), attention_factor=AttentionFactor(long=value)
     )
     candidate = Candidate.unscored(factors, samples)
-    for sample, loss in enumerate(losses or []):
-        candidate.record(sample, loss)
+    candidate.losses[: len(losses or [])] = losses or []
     return candidate
 
 
@@ -52,7 +51,7 @@ def _run(
         assert len({(id(one), sample) for one, sample in pairs}) == len(pairs) <= workers
         for candidate, sample in pairs:
             assert math.isnan(candidate.losses[sample])
-            candidate.record(sample, losses[numbers[id(candidate)]][sample])
+            candidate.losses[sample] = losses[numbers[id(candidate)]][sample]
     return candidates
 
 
@@ -98,7 +97,7 @@ def test_sums_do_not_depend_on_the_order() -> None:
     for order in itertools.permutations(range(5)):
         candidate = _candidate(1.0, 5)
         for sample in order:
-            candidate.record(sample, values[sample])
+            candidate.losses[sample] = values[sample]
         totals.add(candidate.score)
     assert len(totals) == 1
 
@@ -119,7 +118,7 @@ def test_each_candidate_meets_first_what_its_neighbours_failed() -> None:
     first, second = _candidate(near * math.exp(-0.1), 3), _candidate(far * math.exp(0.2), 3)
     race = Race([first, second], 1, known)
     assert race.pairs(2) == [(first, 1), (second, 0)]
-    first.record(1, 1.0)  # what a candidate has shown counts for the others
+    first.losses[1] = 1.0  # what a candidate has shown counts for the others
     weights = [4.2**-2, 0.2**-2, 4.3**-2]
     mean = np.average([4.0, 0.1, 1.0], weights=weights)
     assert race.expected(1)[1] == pytest.approx(mean, rel=1e-9)
@@ -128,8 +127,8 @@ def test_each_candidate_meets_first_what_its_neighbours_failed() -> None:
 def test_a_loss_that_is_not_finite_tells_nothing_of_the_others() -> None:
     candidates = [_candidate(1.0, 2), _candidate(1.0, 2), _candidate(2.0, 2)]
     race = Race(candidates, 1)
-    candidates[0].record(1, math.inf)
-    candidates[2].record(1, 5.0)
+    candidates[0].losses[1] = math.inf
+    candidates[2].losses[1] = 5.0
     assert race.expected(1).tolist() == [0.0, 5.0]
 
 
@@ -146,7 +145,7 @@ def test_equal_scores_are_never_dropped() -> None:
 
 
 def test_failed_candidates_are_infinitely_bad() -> None:
-    candidates = _run([[math.nan, 1.0], [math.inf, 1.0], [1.0, 1.0]], 3, 1)
+    candidates = _run([[math.inf, 1.0], [2.0, math.inf], [1.0, 1.0]], 3, 1)
     assert [one.failed for one in candidates] == [True, True, False]
     assert _scores(candidates) == [math.inf, math.inf, 2.0]
 
@@ -158,7 +157,7 @@ def test_every_worker_gets_work_while_there_is_some() -> None:
 
 
 def test_losses_survive_json() -> None:
-    candidate, again = _candidate(1.0, 4, [0.1, math.nan, 3.0]), _candidate(1.0, 4)
+    candidate, again = _candidate(1.0, 4, [0.1, math.inf, 3.0]), _candidate(1.0, 4)
     again.restore_losses(json.loads(json.dumps(candidate.losses_as_json())))
     assert np.array_equal(again.losses, candidate.losses, equal_nan=True)
     assert (again.scored, again.failed, again.complete) == (3, True, False)
