@@ -2,7 +2,7 @@
 
 Shell scripts, torchrun and Slurm start it as they start any Python: it passes signals on, ends as the forked
 process ends, and takes it along when it is killed. Only what it is started with `-m` for, the package's
-command line and torchrun, is forked; anything else is run by the real Python.
+command lines and torchrun, is forked; anything else is run by the real Python.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.processes import fork
 
-FORKED = ("megatron_longrope2", "torch.distributed.run")
+FORKED = ("megatron_longrope2", "megatron_longrope2.launch", "torch.distributed.run")
 
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
