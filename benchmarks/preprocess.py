@@ -102,7 +102,7 @@ def _measure_mix(settings: Settings, text: str, folder: Path) -> Measurement:
     file = folder / "mix.jsonl"
     rng = random.Random(0)
     with file.open("w") as stream:
-        for length in _lengths(settings, rng):
+        for length in _lengths(settings, rng, len(text) // 2):
             start = rng.randrange(len(text) - length)
             stream.write(json.dumps({"text": text[start : start + length], "id": start}) + "\n")
     config = PreprocessSettings(
@@ -145,7 +145,7 @@ def _measure_mix(settings: Settings, text: str, folder: Path) -> Measurement:
     )
 
 
-def _lengths(settings: Settings, rng: random.Random) -> Iterator[int]:
+def _lengths(settings: Settings, rng: random.Random, longest: int) -> Iterator[int]:
     """Characters of documents of log-normal lengths, 5 % of them in ones above the original length."""
     # The shipped tokenizer finds three characters a token. Of log-normal lengths with a deviation of 1, the
     # share of the characters beyond x is that of the normal distribution beyond log(x / median) - 1.
@@ -153,6 +153,6 @@ def _lengths(settings: Settings, rng: random.Random) -> Iterator[int]:
     median = math.log(end) - 1 - NormalDist().inv_cdf(1 - NEEDED)
     written = 0
     while written < settings.mix_characters:
-        length = min(20 * end, rng.lognormvariate(median, 1))
-        written += int(length)
-        yield int(length) + 1
+        length = 1 + int(min(longest, rng.lognormvariate(median, 1)))
+        written += length
+        yield length

@@ -28,7 +28,7 @@ WORD_SEARCH = 16
 HELD_OUT_SHARE = 0.2
 
 MOST_BOOKS = 64
-MOST_TOKENS = 1 << 22
+MOST_TOKENS = 1 << 21
 FEW_BOOKS = 10
 
 # Books that are tokenized at once, each by a thread.
@@ -184,8 +184,9 @@ class NeedleSampler:
     def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
         if not texts:
             return []
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return self.tokenizer(texts, **options).encodings
+        # The encodings have everything; lists of it would take several times as much memory.
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **options).encodings
 
     def _tokenized(
         self, books: Iterable[Document], shortest: int, longest: int, most_books: int | None

@@ -36,7 +36,7 @@ def test_help_of_a_search_lists_its_options_too() -> None:
 
 
 def test_json_table_and_ratios(tmp_path: Path) -> None:
-    sizes = ("--characters", 20000, "--repeats", 1)
+    sizes = ("--characters", 20000, "--original-length", 256, "--mix-characters", 500_000, "--repeats", 1)
     finished = run("-m", "benchmarks", "preprocess", *sizes, "--output", tmp_path / "pre.json")
     assert finished.returncode == 0, finished.stderr
     result = read_json(tmp_path / "pre.json")
@@ -44,7 +44,10 @@ def test_json_table_and_ratios(tmp_path: Path) -> None:
     assert result["measured"]["documents"] == 5
     ratio = result["ratios"]["speed_vs_tokenizer"]
     assert 0 < ratio < 2
-    assert finished.stdout.splitlines()[-1] == f"speed_vs_tokenizer: {ratio:.3f}"
+    assert f"speed_vs_tokenizer: {ratio:.3f}" in finished.stdout.splitlines()
+    assert 1 <= result["ratios"]["tokenized_vs_kept"] < 1.5
+    low, _, high = result["measured"]["mix_tokens_estimated"]
+    assert low <= result["measured"]["mix_tokens_kept"] <= high
     environment = result["environment"]
     assert environment["command"].startswith("python -m benchmarks preprocess --characters 20000")
     assert environment["threads"] <= environment["cores"]

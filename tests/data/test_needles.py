@@ -235,7 +235,7 @@ def test_reading_stops_when_enough_books_are_long_enough() -> None:
 
 def test_samples_go_round_no_more_books_than_take_seconds() -> None:
     assert books_for(10, 131_072) == 10
-    assert books_for(100, 131_072) == 32
+    assert books_for(100, 131_072) == 16
     assert books_for(100, 2048) == 64
     assert books_for(100, 1 << 20) == 10
 
