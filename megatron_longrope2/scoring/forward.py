@@ -167,16 +167,13 @@ def only_rows(model: GPTModel, rows: Tensor) -> Iterator[bool]:
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query[rows], key, value))
-        mask = torch.arange(key.shape[0], device=key.device) <= rows[:, None]
-        output = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            scale=config.softmax_scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        return output.permute(2, 0, 1, 3).flatten(-2)
+        # The queries that share a key's head become more rows of it: with a mask, no CUDA kernel that saves
+        # memory takes grouped queries, and on a CPU this is two or three times faster.
+        group = q.shape[1] // k.shape[1]
+        mask = (torch.arange(key.shape[0], device=key.device) <= rows[:, None]).repeat(group, 1)
+        q = q.unflatten(1, (-1, group)).flatten(2, 3)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=config.softmax_scale)
+        return output.unflatten(2, (group, -1)).flatten(1, 2).permute(2, 0, 1, 3).flatten(-2)
 
     def add_to_rows(*arguments: Any) -> Callable[..., Tensor]:
         add_residual = add(*arguments)
