@@ -1,14 +1,12 @@
-"""Causal attention of the torch layer spec, and self-attention that applies the window's attention factor."""
+"""Causal attention of the torch layer spec."""
 
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
-from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -16,7 +14,6 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from megatron_longrope2.model.pack import DocumentPack
-from megatron_longrope2.model.rotary import ActiveFactors
 
 # Queries that begin in the middle of their document are attended in blocks of this size, so that a mask has
 # at most QUERY_BLOCK x keys elements.
@@ -24,59 +21,6 @@ QUERY_BLOCK = 512
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 # Older versions of torch take grouped queries without being told.
 VARLEN_ASKS_FOR_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
-
-
-class LongRoPE2SelfAttention(SelfAttention):
-    """Upstream's self-attention that rotates a pack in one call and applies the window's attention factor.
-
-    The angles have a row for every token, so a pack is rotated as one sequence is: by Transformer Engine's
-    fused kernel or elementwise, whatever the number of documents. Only where a cache holds earlier keys,
-    upstream picks the rows.
-
-    An attention factor f multiplies cosine and sine of queries and keys; products of the two have f ** 2, and
-    so have those of rotated queries that are multiplied by f ** 2. No kernel needs to know of it.
-
-    Attributes:
-        active: the factors that the model applies; set by the model builder.
-    """
-
-    active: ActiveFactors
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's `SelfAttention.forward`; hidden_states [tokens, batch, hidden].
-
-        Everything is worked out from this call's own arguments, so that recomputation in the backward pass
-        finds the same whatever micro-batch came in between.
-        """
-        self._angles, self._pack = kwargs["rotary_pos_emb"], kwargs.get("packed_seq_params")
-        self._rotates = self._angles is not None and kwargs.get("inference_context") is None
-        if self._rotates:
-            kwargs["rotary_pos_emb"] = None
-        return super().forward(hidden_states, *args, **kwargs)
-
-    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's, [tokens, batch, heads, dim]; the queries scaled, and rotated as the keys are."""
-        query, key, *others = super().get_query_key_value_tensors(*args, **kwargs)
-        if self._angles is not None:
-            query = self._scaled(query)
-        if self._rotates:
-            group = self.pg_collection.cp
-            query, key = (
-                apply_rotary_pos_emb(states, self._angles, self.config, cp_group=group)
-                for states in (query, key)
-            )
-        return query, key, *others
-
-    def _scaled(self, query: Tensor) -> Tensor:
-        """The queries with their rotated dimensions multiplied by the squared attention factor."""
-        # Batch rows are of one length; the angles are this rank's share of it.
-        extent = self._pack or len(self._angles) * self.config.context_parallel_size
-        scale = self.active.query_scale(extent)
-        if isinstance(scale, float) and scale == 1:
-            return query
-        if (dims := self._angles.shape[-1]) == query.shape[-1]:
-            return (query * scale).to(query.dtype)
-        return torch.cat([(query[..., :dims] * scale).to(query.dtype), query[..., dims:]], dim=-1)
 
 
 class TorchDotProductAttention(MegatronModule):

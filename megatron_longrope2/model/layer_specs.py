@@ -6,8 +6,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_longrope2.model.attention import TorchDotProductAttention
-from megatron_longrope2.model.chunks import ChunkedSelfAttention
 from megatron_longrope2.model.norm import RMSNorm
+from megatron_longrope2.model.self_attention import LongRoPE2SelfAttention
 
 
 def longrope2_layer_spec(
@@ -24,7 +24,7 @@ def longrope2_layer_spec(
     """
     spec = default_layer_spec(config, vp_stage)
     layer = spec.submodules
-    layer.self_attention.module = ChunkedSelfAttention
+    layer.self_attention.module = LongRoPE2SelfAttention
     if config.transformer.transformer_impl != "local":
         return spec
     attention = layer.self_attention.submodules

@@ -14,9 +14,9 @@ from megatron_longrope2.model import arguments, layer_specs
 from megatron_longrope2.model.arguments import factors_of, model_config, parse_model_arguments
 from megatron_longrope2.model.attention import TorchDotProductAttention
 from megatron_longrope2.model.builder import LongRoPE2ModelConfig
-from megatron_longrope2.model.chunks import ChunkedSelfAttention
 from megatron_longrope2.model.layer_specs import longrope2_layer_spec
 from megatron_longrope2.model.norm import RMSNorm
+from megatron_longrope2.model.self_attention import LongRoPE2SelfAttention
 from megatron_longrope2.rope import make_factors
 
 OPTIONS = """
@@ -121,7 +121,7 @@ def test_the_torch_spec_has_our_modules_in_every_layer(parse: Parse, monkeypatch
     assert spec.layer_norm is RMSNorm
     assert len(spec.layer_specs) == 2
     layer = spec.layer_specs[0].submodules
-    assert layer.self_attention.module is ChunkedSelfAttention
+    assert layer.self_attention.module is LongRoPE2SelfAttention
     assert layer.self_attention.submodules.core_attention is TorchDotProductAttention
     assert layer.input_layernorm is layer.pre_mlp_layernorm is RMSNorm
     assert layer.self_attention.submodules.q_layernorm is RMSNorm

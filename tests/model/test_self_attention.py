@@ -8,7 +8,7 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.transformer.enums import AttnMaskType
 
-from megatron_longrope2.model.chunks import ChunkedSelfAttention
+from megatron_longrope2.model.self_attention import LongRoPE2SelfAttention
 
 HEADS, DIM, LENGTH = 2, 4, 16
 
@@ -23,7 +23,7 @@ HEADS, DIM, LENGTH = 2, 4, 16
     ],
 )
 def test_the_mask_of_a_chunk(start: int, tokens: int, mask: AttnMaskType) -> None:
-    attention: Any = ChunkedSelfAttention.__new__(ChunkedSelfAttention)
+    attention: Any = LongRoPE2SelfAttention.__new__(LongRoPE2SelfAttention)
     torch.nn.Module.__init__(attention)
     attention.attn_mask_type, attention.layer_number = AttnMaskType.causal, 1
     attention.config = SimpleNamespace(flash_decode=False)
