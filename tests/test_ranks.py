@@ -1,9 +1,10 @@
-"""Without other ranks the main rank's work is done here; the search's tests have several."""
+"""The main rank works, and every rank has the result."""
 
 import pytest
 
 from megatron_longrope2.errors import InputError
 from megatron_longrope2.ranks import on_main
+from tests.processes import torchrun
 
 
 def test_alone_it_is_a_call() -> None:
@@ -14,3 +15,10 @@ def test_alone_it_is_a_call() -> None:
 
     with pytest.raises(InputError, match="no"):
         on_main(refuse)
+
+
+def test_every_rank_gets_what_the_main_rank_made() -> None:
+    lines = [line for line in torchrun(2, "tests/ranks_worker.py").splitlines() if line.startswith("process")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].endswith(", refused by 0")

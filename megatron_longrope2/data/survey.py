@@ -116,8 +116,7 @@ class Survey:
     def _total(
         self, bucket: Bucket, at_start: float, at_end: float, density: float
     ) -> tuple[float, int, float]:
-        """Tokens in the text of a bucket's documents, the number of those in the sample, and half of the
-        interval.
+        """Tokens in the text of a bucket's documents, how many the sample has, and half of their interval.
 
         Args:
             at_start, at_end: characters a token by which the bucket's ends are reckoned.
