@@ -92,10 +92,12 @@ def measure_perplexity(subject: LoadedSubject, texts: TextSettings, settings: Pe
             result["positions"].append({"start": start, "end": end, **measured.to_dict()})
             lines.append(f"positions {start}-{end}: {measured.value:.3f}")
     if settings.windows:
-        documents = [
-            torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"])
-            for book in subject.books(texts)
-        ]
+        documents = on_main(
+            lambda: [
+                torch.tensor(subject.tokenizer(book.text, verbose=False)["input_ids"])
+                for book in subject.books(texts)
+            ]
+        )
         for window in settings.windows:
             measured = sliding_perplexity(subject.scorer, documents, window, settings.stride)
             result["sliding"].append({"window": window, **measured.to_dict()})
