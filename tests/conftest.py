@@ -7,8 +7,14 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# Whole pipelines, which take minutes each: a worker that began one last would keep the others waiting.
-LONGEST = ("test_chain.py", "test_tiny_demo.py", "test_recipes.py")
+# What takes minutes each: a worker that began one last would keep the others waiting.
+LONGEST = (
+    "test_chain.py",
+    "test_tiny_demo.py",
+    "test_recipes.py",
+    "test_resume.py",
+    "test_train_parallel.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,6 +83,11 @@ class Processes:
         """Whether a rank has not ended yet."""
         return any(process.is_alive() for process in self.ranks)
 
+    @property
+    def output(self) -> str:
+        """What has been written to standard output so far."""
+        return self._read("stdout")
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send every rank a signal."""
         for process in self.ranks:
@@ -108,7 +113,7 @@ class Processes:
             time.sleep(0.02)
         codes = [process.exitcode or 0 for process in self.ranks]
         failed = next((code for code in codes if code > 0), min(codes))
-        return subprocess.CompletedProcess(self.command, failed, self._read("stdout"), self._read("stderr"))
+        return subprocess.CompletedProcess(self.command, failed, self.output, self._read("stderr"))
 
     def _read(self, stream: str) -> str:
         return (self._folder / stream).read_text(errors="replace") if (self._folder / stream).exists() else ""

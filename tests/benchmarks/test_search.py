@@ -1,15 +1,25 @@
 """The search benchmark on a toy model: all searches run, and ours find the same as a full evaluation."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
+from benchmarks import search
 from benchmarks.search import Settings, measure
 from megatron_longrope2.search.settings import EvolutionSettings, ObjectiveSettings
+from tests import processes  # noqa: F401 - the fork server's preload
 from tests.search.tiny_model import TARGET, write_books, write_model
 
 
-def test_all_searches_find_the_same(tmp_path: Path, megatron: None) -> None:  # noqa: ARG001
+def test_all_searches_find_the_same(
+    tmp_path: Path,
+    megatron: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Workers are forked from a process that has imported Megatron, like those of `tests.processes`.
+    monkeypatch.setattr(search, "LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
     books = write_books(tmp_path / "books")
     write_model(tmp_path, books)
     found = measure(

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from megatron.core import dist_checkpointing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_longrope2.files import write_json
-from tests.processes import ROOT, longrope2, torchrun
+from tests.processes import ROOT, Processes, longrope2, torchrun
 from tests.training.conftest import OPTIONS
 
 LOSSES = ("lm loss", "short window loss", "long window loss", "short window tokens", "grad-norm")
@@ -72,15 +73,12 @@ def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def kill_at(step: int, options: list[str]) -> None:
-    process = subprocess.Popen(
-        [*TRAIN, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if f"iteration {step:8d}/" in line:
-            break
+    process = Processes("-m", "megatron_longrope2", "train", *options)
+    while f"iteration {step:8d}/" not in process.output:
+        assert process.running, process.wait().stderr[-3000:]
+        time.sleep(0.01)
     process.kill()
-    assert process.wait() == -9
+    assert process.wait().returncode == -9
 
 
 @pytest.fixture(scope="module")
