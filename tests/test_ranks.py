@@ -1,5 +1,7 @@
 """The main rank works, and every rank has the result."""
 
+import re
+
 import pytest
 
 from megatron_longrope2.errors import InputError
@@ -18,7 +20,7 @@ def test_alone_it_is_a_call() -> None:
 
 
 def test_every_rank_gets_what_the_main_rank_made() -> None:
-    lines = [line for line in torchrun(2, "tests/ranks_worker.py").splitlines() if line.startswith("process")]
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
-    assert lines[0].endswith(", refused by 0")
+    # Both ranks write to one file: what they say may share a line.
+    told = re.findall(r"process (\d+), refused by 0", torchrun(2, "tests/ranks_worker.py"))
+    assert len(told) == 2
+    assert told[0] == told[1]
