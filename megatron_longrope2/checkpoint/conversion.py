@@ -13,7 +13,7 @@ from megatron_longrope2.checkpoint.architectures import EMBEDDING
 from megatron_longrope2.checkpoint.hf_config import HFConfig, check_args, exported_config, megatron_args
 from megatron_longrope2.checkpoint.hf_files import HFTensors, write_safetensors
 from megatron_longrope2.checkpoint.hf_folder import TOKENIZER, copy_side_files, write_side_files
-from megatron_longrope2.checkpoint.mapping import Mapping, Shape, TensorSpec, dtype_name
+from megatron_longrope2.checkpoint.mapping import JoinInPlace, Mapping, Shape, TensorSpec, dtype_name
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors, Part, write_checkpoint
 from megatron_longrope2.checkpoint.settings import ExportSettings, ImportSettings
 from megatron_longrope2.errors import InputError
@@ -114,6 +114,7 @@ class _Maker:
     def __init__(self, tensors: HFTensors, dims: ModelDims, settings: ImportSettings) -> None:
         self.tensors, self.dims = tensors, dims
         self.dtype, self.allow_nonfinite = dtype_option(settings.dtype), settings.allow_nonfinite
+        self._join = JoinInPlace()
 
     def row(self, mapping: Mapping) -> Row:
         """A whole Megatron parameter, layers stacked."""
@@ -128,7 +129,7 @@ class _Maker:
         return Row(mapping.megatron, shape, self.dtype or specs[0].dtype, mapping.hf)
 
     def tensor(self, mapping: Mapping, layer: int | None) -> Tensor:
-        """One layer of it."""
+        """One layer of it, which holds until the next one is made."""
         parts = [
             converted(
                 self.tensors[name],
@@ -138,7 +139,7 @@ class _Maker:
             )
             for name in mapping.hf_names(layer)
         ]
-        return mapping.to_megatron(parts, self.dims)
+        return mapping.to_megatron(parts, self.dims, self._join)
 
 
 def export_hf(settings: ExportSettings, *, dry_run: bool = False) -> list[Row]:

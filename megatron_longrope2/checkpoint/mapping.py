@@ -4,7 +4,7 @@ Megatron stacks the layers of a `torch_dist` checkpoint: one tensor a name, [lay
 one layer's slice of it (or a tensor outside the layers) and moves no data but its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,29 @@ class TensorSpec:
 def dtype_name(dtype: torch.dtype) -> str:
     """ "bfloat16" and the like."""
     return str(dtype).removeprefix("torch.")
+
+
+# Joins tensors as `torch.cat` does; the dimension is 0 unless it is given.
+Join = Callable[..., Tensor]
+
+
+class JoinInPlace:
+    """A `Join` into memory that it uses again: what it returns holds until the next call.
+
+    New pages for each large tensor would take a quarter of an import's time.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """See `torch.cat`; the parts have one dtype."""
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        size = sum(part.nbytes for part in parts)
+        if len(self._memory) < size:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return torch.cat(tuple(parts), dim, out=self._memory[:size].view(parts[0].dtype).view(shape))
 
 
 @dataclass(frozen=True)
@@ -81,9 +104,9 @@ class Mapping:
         shape = self.megatron_shape(dims)
         return (dims.num_layers, *shape) if self.in_layers else shape
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:  # noqa: ARG002 (others need it)
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims, join: Join = torch.cat) -> Tensor:  # noqa: ARG002
         """One layer's Megatron tensor from the Hugging Face tensors, in the order of `hf`."""
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else join(parts)
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> Sequence[Tensor]:
         """The Hugging Face tensors, in the order of `hf`, from one layer's Megatron tensor."""
@@ -99,9 +122,9 @@ class Vocabulary(Mapping):
     def megatron_shape(self, dims: ModelDims) -> Shape:
         return (dims.padded_vocab_size, dims.hidden_size)
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims, join: Join = torch.cat) -> Tensor:
         padding = parts[0].new_zeros(dims.vocab_padding, dims.hidden_size)
-        return super().to_megatron([*parts, padding] if dims.vocab_padding else parts, dims)
+        return super().to_megatron([*parts, padding] if dims.vocab_padding else parts, dims, join)
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> Sequence[Tensor]:
         return [tensor[: dims.vocab_size]]
@@ -117,10 +140,10 @@ class QKV(Mapping):
 
     rows: tuple[str, ...] = ("query_size", "key_value_size", "key_value_size")
 
-    def to_megatron(self, parts: list[Tensor], dims: ModelDims) -> Tensor:
+    def to_megatron(self, parts: list[Tensor], dims: ModelDims, join: Join = torch.cat) -> Tensor:
         three = parts if len(parts) == 3 else parts[0].split(_qkv_rows(dims))
         groups = [part.unflatten(0, (dims.num_query_groups, -1)) for part in three]
-        return torch.cat(groups, dim=1).flatten(0, 1)
+        return join(groups, 1).flatten(0, 1)
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> Sequence[Tensor]:
         groups = tensor.unflatten(0, (dims.num_query_groups, -1))

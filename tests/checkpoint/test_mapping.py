@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-from megatron_longrope2.checkpoint.mapping import QKV, Mapping, Vocabulary
+from megatron_longrope2.checkpoint.mapping import QKV, JoinInPlace, Mapping, Vocabulary
 from megatron_longrope2.model.dims import ModelDims
 
 sizes = st.builds(
@@ -90,3 +90,16 @@ def test_layer_number_goes_into_the_name() -> None:
     mapping = Mapping("decoder.layers.x", ("model.layers.{layer}.x",))
     assert mapping.in_layers
     assert mapping.hf_names(11) == ["model.layers.11.x"]
+
+
+def test_joining_in_place_is_joining() -> None:
+    join = JoinInPlace()
+    for dtype, shapes, dim in (
+        (torch.bfloat16, [(3, 5), (4, 5)], 0),
+        (torch.float32, [(2, 6, 4), (2, 1, 4), (2, 1, 4)], 1),  # needs more memory
+        (torch.bfloat16, [(1, 2), (1, 2)], 0),
+    ):
+        parts = [torch.randn(shape).to(dtype) for shape in shapes]
+        assert torch.equal(join(parts, dim), torch.cat(parts, dim))
+    first = join(parts)
+    assert join(parts).data_ptr() == first.data_ptr()
