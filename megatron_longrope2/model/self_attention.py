@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.common.embeddings.rope_utils import _rotate_half, apply_rotary_pos_emb
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
@@ -45,12 +45,24 @@ class LongRoPE2SelfAttention(SelfAttention):
         if self._angles is not None:
             query = self._scaled(query)
         if self._rotates:
-            group = self.pg_collection.cp
-            query, key = (
-                apply_rotary_pos_emb(states, self._angles, self.config, cp_group=group)
-                for states in (query, key)
-            )
+            query, key = self._rotated(query, key)
         return query, key, *others
+
+    def _rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Upstream's rotation of both; without the fused kernel they share one cosine and one sine."""
+        angles, config = self._angles, self.config
+        if config.apply_rope_fusion:
+            group = self.pg_collection.cp
+            query, key = (apply_rotary_pos_emb(x, angles, config, cp_group=group) for x in (query, key))
+            return query, key
+        cos, sin = angles.cos().to(query.dtype), angles.sin().to(query.dtype)
+
+        def rotate(states: Tensor) -> Tensor:
+            turned = states[..., : angles.shape[-1]]
+            turned = turned * cos + _rotate_half(turned, config.rotary_interleaved) * sin
+            return _with_tail(turned, states)
+
+        return rotate(query), rotate(key)
 
     def _scaled(self, query: Tensor) -> Tensor:
         """The queries with their rotated dimensions multiplied by the squared attention factor."""
@@ -59,9 +71,8 @@ class LongRoPE2SelfAttention(SelfAttention):
         scale = self.active.query_scale(extent)
         if isinstance(scale, float) and scale == 1:
             return query
-        if (dims := self._angles.shape[-1]) == query.shape[-1]:
-            return (query * scale).to(query.dtype)
-        return torch.cat([(query[..., :dims] * scale).to(query.dtype), query[..., dims:]], dim=-1)
+        rotated = query[..., : self._angles.shape[-1]]
+        return _with_tail((rotated * scale).to(query.dtype), query)
 
     def _adjust_key_value_for_inference(
         self, inference_context: Any, query: Tensor, *args: Any, **kwargs: Any
@@ -78,3 +89,9 @@ class LongRoPE2SelfAttention(SelfAttention):
         if mask == AttnMaskType.no_mask and len(query) > 1:
             mask = AttnMaskType.causal_bottom_right
         return (*adjusted, mask, table)
+
+
+def _with_tail(changed: Tensor, states: Tensor) -> Tensor:
+    """The changed first dimensions of the heads, and the others as they are."""
+    dims = changed.shape[-1]
+    return changed if dims == states.shape[-1] else torch.cat([changed, states[..., dims:]], dim=-1)
