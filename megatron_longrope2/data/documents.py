@@ -72,7 +72,7 @@ def draw_books(path: str | Path, seed: int, length: int) -> Iterator[Document]:
         InputError: as `iter_documents`.
     """
     parts = slices(path)
-    most = max(BOOK_CHARACTERS, 8 * length)
+    most = max(BOOK_CHARACTERS, 6 * length)
     for book in _read(path, random.Random(f"books/{seed}").sample(parts, len(parts)), "text"):
         yield replace(book, text=book.text[:most])
 
