@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
-from megatron_longrope2.checkpoint.hf_config import FIELDS, HFConfig, megatron_args
+from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.mapping import LAYERS
 from megatron_longrope2.hf import set_factors
 from megatron_longrope2.model.arguments import factors_of, model_config
@@ -37,7 +37,7 @@ def start(dims: ModelDims, length: int, *, bf16: bool) -> Namespace:
         length: of the longest segment, tokens; also the factors' target length.
         bf16: weights and activations, else float32.
     """
-    config, nowhere = HFConfig(Path(), {}, llama_config(dims).to_dict()), Path()
+    config, nowhere = HFConfig.of(dims), Path()
     model = megatron_args(config, dims, factors=None, params_dtype=torch.float32, tokenizer_folder=nowhere)
     run = {
         "seq_length": length,
@@ -52,17 +52,6 @@ def start(dims: ModelDims, length: int, *, bf16: bool) -> Namespace:
     args = start_megatron(**vars(model) | run)
     args.longrope2_factors = make_factors("ntk", **factors_of(args).facts).to_dict()
     return args
-
-
-def llama_config(dims: ModelDims) -> LlamaConfig:
-    """A transformers Llama of these sizes."""
-    sizes = {field: getattr(dims, name) for name, field in FIELDS.items() if hasattr(dims, name)}
-    return LlamaConfig(
-        **sizes,
-        head_dim=dims.kv_channels,
-        max_position_embeddings=dims.original_length,
-        tie_word_embeddings=dims.tied,
-    )
 
 
 def our_model(args: Namespace) -> Any:
@@ -92,7 +81,7 @@ def _upstream_layer_spec(config: Any, vp_stage: int | None = None) -> Any:
 def hf_model(model: Any, dims: ModelDims, factors: RopeFactors) -> Any:
     """The same weights as a transformers Llama, with the RoPE of both windows."""
     with torch.device("meta"):
-        made = LlamaForCausalLM(llama_config(dims))
+        made = LlamaForCausalLM(LlamaConfig(**HFConfig.of(dims).full))
     made.load_state_dict(hf_weights(model, dims, model.state_dict()), assign=True, strict=not dims.tied)
     made.tie_weights()
     set_factors(made, factors)

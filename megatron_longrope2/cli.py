@@ -29,6 +29,7 @@ VERBS = {
         "factors": "Make, show, check and convert rescaling factors.",
         "search": "Search the rescaling factors of a model.",
         "plan": "List the parallel layouts that fit into GPU memory, and estimate their time.",
+        "rehearse": "Run a rank of a large job on this machine, to see what fits into GPU memory.",
         "train": "Train with mixed context windows on Megatron's own loop.",
     },
     "Deliver": {

@@ -3,7 +3,7 @@
 Megatron-Core's trainer has no need for CUDA, only many call sites that say "cuda". Without a GPU, `install`
 answers them on the CPU, so that the real trainer, optimizers and `torch_dist` checkpoints run over gloo, in
 one process or several. With a GPU it changes nothing of torch. Call it before anything of `megatron` is
-imported.
+imported. A rehearsal lets another device than the CPU stand in for the GPU.
 """
 
 import functools
@@ -28,6 +28,16 @@ CONSTRUCTORS = (
 ).split()
 
 
+# What "cuda" means where there is no GPU.
+_stand_in = CPU
+
+
+def stand_in(device: torch.device) -> None:
+    """Let this device be what "cuda" means from now on, after `install` and without a GPU."""
+    global _stand_in
+    _stand_in = device
+
+
 def has_gpu() -> bool:
     """Whether Megatron runs on CUDA here."""
     return torch.cuda.is_available()
@@ -35,7 +45,7 @@ def has_gpu() -> bool:
 
 def current() -> torch.device:
     """This process's device, also before `install`."""
-    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else CPU
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else _stand_in
 
 
 def distributed_backend() -> str:
@@ -50,7 +60,7 @@ def is_first_process() -> bool:
 
 def free_memory() -> int:
     """Bytes that this process may still allocate: of its GPU, or its share of the machine's memory."""
-    if has_gpu():
+    if current() != CPU:
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     with open("/proc/meminfo") as lines:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -130,7 +140,7 @@ def _stand_in_for_torch_cuda() -> None:
     stream = _Stream()
     # One "device" per process: Megatron builds its model-parallel groups only where it counts devices.
     cuda.device_count = _returning(1)
-    cuda.current_device = _returning(CPU)
+    cuda.current_device = lambda: _stand_in
     for name in ("current_stream", "default_stream"):
         setattr(cuda, name, _returning(stream))
     cuda.Stream = cuda.Event = _Stream
@@ -161,44 +171,42 @@ def _stand_in_for_constructors() -> None:
     with CPU:  # torch looks up its constructors once, and `with torch.device("meta")` must know the real ones
         torch.empty(0)
     for name in CONSTRUCTORS:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
+        setattr(torch, name, _on_stand_in(getattr(torch, name)))
 
 
-def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The function, but a tensor for a CUDA device is made on the CPU."""
+def _on_stand_in(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function, but a tensor for a CUDA device is made on what stands in for it."""
 
     @functools.wraps(constructor)
-    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
+            kwargs["device"] = _stand_in
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
         return constructor(*args, **kwargs)
 
-    return on_cpu
+    return made
 
 
 def _stand_in_for_tensors() -> None:
     tensor: Any = torch.Tensor
-    tensor.cuda = lambda self, *_, **__: self
+    tensor.cuda = lambda self, *_, **__: self.to(_stand_in)
     tensor.pin_memory = lambda self, *_: self
     original_to, original_type = tensor.to, tensor.type
 
     @functools.wraps(original_to)
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args and _is_cuda(args[0]):
-            args = (CPU, *args[1:])
+            args = (_stand_in, *args[1:])
         if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
+            kwargs["device"] = _stand_in
         return original_to(self, *args, **kwargs)
 
     @functools.wraps(original_type)
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         # Megatron's optimizers recognise parameters by the name "torch.cuda.FloatTensor".
         name = original_type(self, *args, **kwargs)
-        if isinstance(name, str) and not name.startswith("torch.cuda."):
-            return name.replace("torch.", "torch.cuda.", 1)
-        return name
+        return f"torch.cuda.{name.rpartition('.')[2]}" if isinstance(name, str) else name
 
     tensor.to, tensor.type = to, type_
     # The data loader would pin its batches for an accelerator.

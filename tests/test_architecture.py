@@ -18,6 +18,7 @@ ROOMS = (
     "training",
     "evaluation",
     "planning",
+    "rehearsal",
     "launch",
 )
 MAY_IMPORT = {
@@ -30,7 +31,16 @@ MAY_IMPORT = {
     "training": ("rope", "model", "data"),
     "evaluation": ("rope", "model", "data", "scoring", "checkpoint"),
     "planning": ("rope", "model", "data", "checkpoint"),
-    "launch": ("rope", "data", "checkpoint"),
+    "rehearsal": (
+        "model",
+        "scoring",
+        "search",
+        "checkpoint",
+        "training",
+        "evaluation",
+        "planning",
+    ),
+    "launch": ("rope", "data", "checkpoint", "rehearsal"),
 }
 
 

@@ -83,6 +83,19 @@ class HFConfig:
         config._check()
         return config
 
+    @classmethod
+    def of(cls, dims: ModelDims) -> "HFConfig":
+        """The configuration of a Llama of these sizes; there is no file."""
+        sizes = {field: getattr(dims, name) for name, field in FIELDS.items() if hasattr(dims, name)}
+        llama = AutoConfig.for_model(
+            "llama",
+            **sizes,
+            head_dim=dims.kv_channels,
+            max_position_embeddings=dims.original_length,
+            tie_word_embeddings=dims.tied,
+        )
+        return cls(path=Path(dims.name), raw={}, full=llama.to_dict())
+
     @property
     def model_type(self) -> str:
         """The architecture's name."""

@@ -1,9 +1,12 @@
 """The command lines of each stage, and the shell file that its job reads."""
 
 import shlex
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Collection, Mapping
 
+from megatron_longrope2.errors import InputError
 from megatron_longrope2.launch.settings import ROOT, ModelSettings, Settings, StageSettings
+from megatron_longrope2.rehearsal.settings import VERBS, Job, Stage
 
 
 def stage_commands(settings: Settings, name: str) -> list[list[str]]:
@@ -51,6 +54,30 @@ def stage_commands(settings: Settings, name: str) -> list[list[str]]:
     if name == "train":
         words += ["--exit-signal-handler", *_data(settings, stage)]
     return [words + settings.words(stage.options)]
+
+
+def rehearsal_job(settings: Settings, names: Collection[str] = VERBS) -> Job:
+    """What a rehearsal of the chain runs: the commands of the stages that need GPUs.
+
+    Raises:
+        InputError: the chain has none of the stages.
+    """
+    stages = [
+        Stage(tuple(words), settings.stages[name].ranks)
+        for name in names
+        if name in settings.stages
+        for words in stage_commands(settings, name)
+    ]
+    if not stages:
+        raise InputError(
+            f"{settings.source}: stages: has none of {', '.join(names)}, nothing can be rehearsed"
+        )
+    imported = settings.stages.get("import")
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--original-length", type=int)
+    given, _ = parser.parse_known_args(settings.words(imported.options) if imported else [])
+    model = settings.model
+    return Job(tuple(stages), str(model.hf_dir), model.target_length, given.original_length)
 
 
 def factors_file(settings: Settings) -> str:

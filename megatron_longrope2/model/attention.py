@@ -85,6 +85,8 @@ class TorchDotProductAttention(MegatronModule):
     def _attend_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[tokens, batch, heads, dim]: every batch row is one document."""
         if self.cp_group.size() == 1:
+            if 1 < len(query) < len(key) and has_varlen_kernel(query):
+                return self._varlen_rows(query, key, value)
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
             return self._causal(q, k, v).permute(2, 0, 1, 3)
         pack = DocumentPack.of(
@@ -103,21 +105,39 @@ class TorchDotProductAttention(MegatronModule):
                 for x in (key, value)
             )
         if has_varlen_kernel(query):
-            return self._varlen(query, key, value, pack)
+            starts = pack.query_boundaries, pack.key_boundaries
+            return self._varlen(query, key, value, *starts, max(pack.queries), max(pack.keys))
         segments = zip(query.split(pack.queries), key.split(pack.keys), value.split(pack.keys), strict=True)
         rows = ([x.transpose(0, 1)[None] for x in segment] for segment in segments)
         return torch.cat([self._causal(q, k, v)[0].transpose(0, 1) for q, k, v in rows])
 
-    def _varlen(self, query: Tensor, key: Tensor, value: Tensor, pack: DocumentPack) -> Tensor:
+    def _varlen_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[tokens, batch, heads, dim]: queries that are the last of their row's tokens."""
+        queries, keys, rows = len(query), len(key), query.shape[1]
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device)
+        q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
+        output = self._varlen(q, k, v, starts * queries, starts * keys, queries, keys)
+        return output.unflatten(0, (rows, queries)).transpose(0, 1)
+
+    def _varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_boundaries: Tensor,
+        key_boundaries: Tensor,
+        most_queries: int,
+        most_keys: int,
+    ) -> Tensor:
         """One call of flash attention for all segments; its causal mask is aligned to the last key."""
         return varlen_attn(
             query,
             key,
             value,
-            pack.query_boundaries,
-            pack.key_boundaries,
-            max(pack.queries),
-            max(pack.keys),
+            query_boundaries,
+            key_boundaries,
+            most_queries,
+            most_keys,
             scale=self.softmax_scale,
             window_size=(-1, 0),
             **({"enable_gqa": query.shape[-2] != key.shape[-2]} if VARLEN_ASKS_FOR_GROUPS else {}),
@@ -153,7 +173,7 @@ class TorchDotProductAttention(MegatronModule):
 
 def has_varlen_kernel(query: Tensor) -> bool:
     """Whether torch's variable-length flash attention takes these queries."""
-    return query.is_cuda and query.dtype in FLASH_DTYPES
+    return query.device.type != "cpu" and query.dtype in FLASH_DTYPES
 
 
 def _repeats_heads(query: Tensor, *, masked: bool) -> bool:
@@ -162,4 +182,4 @@ def _repeats_heads(query: Tensor, *, masked: bool) -> bool:
     Of the CUDA kernels that save memory only flash attention and cuDNN take grouped queries: in half
     precision and without a mask.
     """
-    return query.is_cuda and (masked or query.dtype not in FLASH_DTYPES)
+    return query.device.type != "cpu" and (masked or query.dtype not in FLASH_DTYPES)

@@ -79,22 +79,39 @@ def load_model(
     logging.getLogger("megatron").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        args = start_megatron(
-            layout.megatron,
+        model = make_model(
+            layout,
             load=str(load_dir),
-            tensor_model_parallel_size=layout.tensor_model_parallel_size,
-            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-            context_parallel_size=layout.context_parallel_size,
-            bf16=layout.bf16,
             rope_factors=rope_factors,
-            micro_batch_size=1,
             no_load_optim=True,
             no_load_rng=True,
             exit_on_missing_checkpoint=True,
             **arguments,
         )
-        chunks = build(model_config(args))
-        load_checkpoint(chunks, None, None)
+        load_checkpoint(model.chunks, None, None)
+    return model
+
+
+def make_model(layout: LayoutSettings, **arguments: Any) -> LoadedModel:
+    """Initialise Megatron and build a model in evaluation mode, with random weights.
+
+    Args:
+        layout: the parallel layout, and what else the user wants of Megatron.
+        arguments: further arguments of Megatron, by their names in its namespace.
+
+    Raises:
+        InputError: as `start_megatron`.
+    """
+    args = start_megatron(
+        layout.megatron,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        bf16=layout.bf16,
+        micro_batch_size=1,
+        **arguments,
+    )
+    chunks = build(model_config(args))
     for chunk in chunks:
         chunk.eval()
         chunk.requires_grad_(False)

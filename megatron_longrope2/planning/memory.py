@@ -2,7 +2,7 @@
 
 Weights and optimizer follow `megatron.training.theoretical_memory_usage`, whose figures the tests compare
 with; activations are counted tensor by tensor, because upstream's count knows neither gated MLPs, grouped
-queries, context parallelism nor recomputation.
+queries, context parallelism nor recomputation. Rehearsals say which tensors there are (docs/rehearsal.md).
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from megatron_longrope2.planning.layout import Layout
 GIB = 2**30
 BF16, FLOAT32 = 2, 4
 
-# Bytes per logit: itself, the float32 softmax that the loss keeps, and its gradient.
-LOGIT = BF16 + FLOAT32 + BF16
+# Bytes per logit: the float32 softmax that the loss keeps, and itself or, later, its gradient.
+LOGIT = FLOAT32 + BF16
 
 # Bytes per parameter on every rank: itself and its float32 gradient.
 PARAMETER = BF16 + FLOAT32
@@ -25,7 +25,12 @@ OPTIMIZER = 3 * FLOAT32
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest GPU."""
+    """Bytes on the fullest GPU.
+
+    Attributes:
+        activations: all that is kept for the backward pass, and what a layer's backward pass adds.
+        logits: of the last stage; what a layer adds is gone while they are there, and is not counted twice.
+    """
 
     weights_and_optimizer: float
     activations: float
@@ -53,14 +58,17 @@ def _stage(model: ModelDims, layout: Layout, length: int, in_flight: int, *, las
     layers = model.num_layers // layout.pipeline
     kept = layers * in_flight * layer_activations(model, layout, length)
     tokens = length / layout.context
+    if layout.tensor > 1:
+        kept += BF16 * tokens * model.hidden_size  # the buffer into which sequences are gathered
     logits = 0.0
     if last:
         # The last layer's output and its norm's, then the logits.
         kept += 2 * BF16 * tokens * model.hidden_size / layout.tensor
         logits = LOGIT * tokens * model.padded_vocab_size / layout.tensor
+    working = working_activations(model, layout, length)
     return Memory(
         weights_and_optimizer=weights_and_optimizer(model, layout),
-        activations=kept + working_activations(model, layout, length),
+        activations=kept + max(0.0, working - logits),
         logits=logits,
     )
 
@@ -85,22 +93,26 @@ def layer_activations(model: ModelDims, layout: Layout, length: int) -> float:
 
 
 def working_activations(model: ModelDims, layout: Layout, length: int) -> float:
-    """Bytes in addition: what a layer's backward pass computes again, its gradients, gathered sequences."""
+    """Bytes in addition: what a layer's backward pass computes again, and its gradients."""
     tokens = length / layout.context
     kept = _kept(model)
     again = kept["none"] - kept[layout.recompute]
-    gradients = BF16 * (3 * model.ffn_hidden_size + model.hidden_size)
-    # Sequence parallelism gathers a layer's input and its gradient; the ring brings keys and values.
-    gathered = 2 * BF16 * model.hidden_size if layout.tensor > 1 else 0
-    passed_on = 4 * BF16 * model.key_value_size / layout.tensor if layout.context > 1 else 0
-    return tokens * ((again + gradients) / layout.tensor + gathered + passed_on)
+    mlp = 3 * model.ffn_hidden_size + model.hidden_size
+    # A ring passes keys, values and their gradients on, while those of the rank before arrive.
+    ring = 8 * model.key_value_size if layout.context > 1 else 0
+    attention = model.qkv_size + ring
+    # Sequence parallelism gathers the gradient of a layer's input.
+    gathered = BF16 * model.hidden_size if layout.tensor > 1 else 0
+    return tokens * ((again + BF16 * max(mlp, attention)) / layout.tensor + gathered)
 
 
 def _kept(model: ModelDims) -> dict[str, float]:
     """Bytes per token of one layer, all tensor-parallel ranks together, for each kind of recomputation."""
     hidden, query, key_value = model.hidden_size, model.query_size, model.key_value_size
-    # Layer input, normed input, queries, keys and values, attention's output and its log-sums, residual.
-    attention = BF16 * (3 * hidden + 2 * query + 2 * key_value) + FLOAT32 * model.num_attention_heads
-    # Normed residual, gate and up projections, their product.
-    mlp = BF16 * (hidden + 3 * model.ffn_hidden_size)
-    return {"none": attention + mlp, "mlp": attention, "full": BF16 * hidden}
+    # Layer input, normed input, residual; queries, keys and values, of which the values are a part, so that
+    # all stay; rotated queries and keys; attention's output and its log-sums.
+    attention = BF16 * (3 * hidden + 3 * query + 3 * key_value) + FLOAT32 * model.num_attention_heads
+    normed = BF16 * hidden
+    # Gate and up projections, their product.
+    mlp = BF16 * 3 * model.ffn_hidden_size
+    return {"none": attention + normed + mlp, "mlp": attention + normed, "full": BF16 * hidden}

@@ -2,6 +2,7 @@
 
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,14 +48,17 @@ def full_help() -> str:
     return parser.format_help()
 
 
-def parse_training_arguments() -> Namespace:
+def parse_training_arguments(forced: Mapping[str, Any] | None = None) -> Namespace:
     """Megatron's arguments and ours, completed from checkpoint and device, and checked.
+
+    Args:
+        forced: values that count whatever was given.
 
     Raises:
         InputError: no pool; a target length shorter than a segment; an unfit checkpoint or factor file; W&B
             without TensorBoard; options that cannot be combined.
     """
-    args = parse_model_arguments(add_training_arguments, DEFAULTS, FORCED)
+    args = parse_model_arguments(add_training_arguments, DEFAULTS, {**FORCED, **(forced or {})})
     _check(args)
     if args.single_window:
         args.longrope2_factors = rescaled_everywhere(factors_of(args)).to_dict()

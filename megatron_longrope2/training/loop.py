@@ -16,12 +16,13 @@ from torch import Tensor
 
 from megatron_longrope2.device import rendezvous_store
 from megatron_longrope2.model.arguments import model_config
+from megatron_longrope2.model.builder import LongRoPE2ModelConfig
 from megatron_longrope2.training.arguments import parse_training_arguments
 from megatron_longrope2.training.batch import Batch, next_batch
 from megatron_longrope2.training.learned_factors import FactorTraining
 from megatron_longrope2.training.reports import TrainingReport, ValidationReport
 from megatron_longrope2.training.saving import check_save_folder
-from megatron_longrope2.training.segments import segment_provider
+from megatron_longrope2.training.segments import Provider, segment_provider
 
 
 def train() -> None:
@@ -34,6 +35,11 @@ def train() -> None:
     args = parse_training_arguments()
     config, provider = model_config(args), segment_provider(args)
     check_save_folder(args)
+    run(args, config, provider)
+
+
+def run(args: Namespace, config: LongRoPE2ModelConfig, provider: Provider) -> None:
+    """Train on the segments of a provider, with factors that are learned if the arguments say so."""
     if args.train_rope_factors:
         FactorTraining(args, config)  # the configuration holds it
     pretrain(
