@@ -214,7 +214,7 @@ class NeedleSampler:
     def _book(self, book: Document, encoding: Encoding) -> _Tokens:
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         starts = np.minimum(offsets[:, 0], max(len(book.text) - 1, 0))
-        chars = np.fromiter(map(ord, "\n" + book.text), dtype=np.uint32)
+        chars = np.frombuffer(f"\n{book.text}".encode("utf-32-le"), dtype=np.uint32)
         before, at = chars[starts], chars[starts + 1]
         # The pieces of one character share its start: only the first of them may begin something.
         fresh = np.diff(starts, prepend=-1) != 0
