@@ -84,17 +84,21 @@ class HFConfig:
         return config
 
     @classmethod
-    def of(cls, dims: ModelDims) -> "HFConfig":
-        """The configuration of a Llama of these sizes; there is no file."""
+    def of(cls, dims: ModelDims, kind: str = "llama") -> "HFConfig":
+        """The configuration of a model of these sizes; there is no file.
+
+        Args:
+            kind: its model_type, one of `ARCHITECTURES`.
+        """
         sizes = {field: getattr(dims, name) for name, field in FIELDS.items() if hasattr(dims, name)}
-        llama = AutoConfig.for_model(
-            "llama",
+        made = AutoConfig.for_model(
+            kind,
             **sizes,
             head_dim=dims.kv_channels,
             max_position_embeddings=dims.original_length,
             tie_word_embeddings=dims.tied,
         )
-        return cls(path=Path(dims.name), raw={}, full=llama.to_dict())
+        return cls(path=Path(dims.name), raw={}, full=made.to_dict())
 
     @property
     def model_type(self) -> str:

@@ -41,6 +41,10 @@ class Memory:
         """All of it, without what CUDA, NCCL and fragmentation take."""
         return self.weights_and_optimizer + self.activations + self.logits
 
+    def scaled(self, factor: float) -> "Memory":
+        """The same with activations and logits multiplied by a factor."""
+        return Memory(self.weights_and_optimizer, factor * self.activations, factor * self.logits)
+
 
 def peak_memory(model: ModelDims, layout: Layout, length: int, micro_batches: int) -> Memory:
     """Memory of the fullest pipeline stage: the first (most micro-batches in flight) or the last (logits).

@@ -38,8 +38,11 @@ class Row:
     hours: float
 
 
-def plan(settings: PlanSettings) -> list[Row]:
+def plan(settings: PlanSettings, activation_scale: float = 1.0) -> list[Row]:
     """Every layout that fits, the recommended one first, then by time.
+
+    Args:
+        activation_scale: what the formula's activations and logits are multiplied by.
 
     Raises:
         InputError: none fits; the smallest one is named.
@@ -49,7 +52,7 @@ def plan(settings: PlanSettings) -> list[Row]:
     for layout in layouts(dims, settings):
         model = dims.padded(VOCABULARY_UNIT * layout.tensor)
         micro_batches = settings.global_batch_size // layout.data
-        memory = peak_memory(model, layout, settings.length, micro_batches)
+        memory = peak_memory(model, layout, settings.length, micro_batches).scaled(activation_scale)
         smallest = min(smallest or memory.total, memory.total)
         if memory.total <= USABLE * settings.memory * GIB:
             step = step_time(model, layout, settings)

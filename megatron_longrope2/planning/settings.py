@@ -16,6 +16,8 @@ PRESETS = {
         ModelDims("llama3-8b", 32, 4096, 14336, 32, 8, 128, 128256, 8192),
         ModelDims("llama3-70b", 80, 8192, 28672, 64, 8, 128, 128256, 8192),
         ModelDims("phi3-mini", 32, 3072, 8192, 32, 32, 96, 32064, 2048),
+        ModelDims("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936, 32768),
+        ModelDims("mistral-7b", 32, 4096, 14336, 32, 8, 128, 32768, 32768),
     )
 }
 
@@ -28,8 +30,8 @@ class PlanSettings:
     """The training run that is planned, and the machines that it runs on.
 
     Attributes:
-        model: The model: a Hugging Face folder, a Megatron checkpoint, or one of llama3-8b, llama3-70b and
-            phi3-mini.
+        model: The model: a Hugging Face folder, a Megatron checkpoint, or one of llama3-8b, llama3-70b,
+            phi3-mini, qwen3-8b and mistral-7b.
         length: The target length: tokens of a training segment.
         original_length: The window that the model was pre-trained on, in tokens, if it is not the one that
             the model states.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from megatron_longrope2.checkpoint.architectures import ARCHITECTURES
 from megatron_longrope2.checkpoint.hf_config import HFConfig, megatron_args
 from megatron_longrope2.checkpoint.megatron_files import MegatronTensors
 from megatron_longrope2.planning.settings import PRESETS, load_dims
@@ -31,12 +32,15 @@ def shape_arguments(model: str, original_length: int | None) -> dict[str, Any]:
     dims = load_dims(model)
     dims = replace(dims, original_length=original_length or dims.original_length)
     is_folder = model not in PRESETS
-    config = HFConfig.read(model) if is_folder and Path(model, "config.json").is_file() else HFConfig.of(dims)
+    has_config = is_folder and Path(model, "config.json").is_file()
+    # The name of a preset begins with its architecture's; the others are Llamas but for their weights.
+    kind = next((name for name in ARCHITECTURES if model.startswith(f"{name}-")), "llama")
+    config = HFConfig.read(model) if has_config else HFConfig.of(dims, kind)
     given = megatron_args(
         config, dims, factors=None, params_dtype=torch.float32, tokenizer_folder=Path(model)
     )
     shape = {name: value for name, value in vars(given).items() if name not in _OF_A_RUN}
-    if is_folder and not Path(model, "config.json").is_file():
+    if is_folder and not has_config:
         saved = MegatronTensors(model).args
         shape = {name: getattr(saved, name) for name in shape if hasattr(saved, name)}
     nothing_is_tokenized = {"tokenizer_type": "NullTokenizer", "tokenizer_model": None}

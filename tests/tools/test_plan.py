@@ -22,7 +22,8 @@ def run(*options: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_table_recommendation_and_json(tmp_path: Path) -> None:
-    finished = run("--model", "phi3-mini", "--gpus", 16, "--output", tmp_path / "plan.json", "--top", 3)
+    output = ("--output", tmp_path / "plan.json")
+    finished = run("--model", "phi3-mini", "--gpus", 16, *output, "--top", 3, "--formula-only")
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert lines[0].split()[:4] == ["TP", "CP", "PP", "DP"]
@@ -31,6 +32,19 @@ def test_table_recommendation_and_json(tmp_path: Path) -> None:
     assert f"recommended: {written['layouts'][0]['arguments']}" in lines
     assert written["settings"]["gpus"] == 16
     assert "not calibrated" in finished.stdout
+
+
+def test_the_recommendation_is_rehearsed(tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "plan.json")
+    finished = run("--model", "examples/tiny_cpu/base", "--length", 512, "--gpus", 2, *output)
+    assert finished.returncode == 0, finished.stderr
+    written = read_json(tmp_path / "plan.json")
+    (check,) = written["rehearsals"]
+    best = written["layouts"][0]
+    assert {name: best[name] for name in check["layout"]} == check["layout"]
+    # The row has the formula's weights and the rehearsal's activations.
+    assert best["memory_bytes"]["total"] == pytest.approx(check["rehearsed"])
+    assert "GiB rehearsed, " in finished.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
