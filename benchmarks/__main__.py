@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.measuring import save
 from megatron_longrope2.cli import command_line, run_main
 
-BENCHMARKS = ("convert", "learned", "preprocess", "scoring", "search", "throughput", "train")
+BENCHMARKS = ("convert", "learned", "memory", "preprocess", "scoring", "search", "throughput", "train")
 
 benchmarks = command_line("python -m benchmarks", help=__doc__, version_flags=[])
 benchmarks.result_action = save

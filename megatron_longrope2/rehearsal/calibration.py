@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_longrope2.planning.layout import Layout
+from megatron_longrope2.planning.memory import Memory
 from megatron_longrope2.planning.plan import Row, plan
 from megatron_longrope2.planning.settings import PlanSettings
 from megatron_longrope2.rehearsal.rehearse import rehearse
@@ -46,26 +47,20 @@ def rehearsed_plan(settings: PlanSettings) -> tuple[list[Row], list[Check]]:
     checks: list[Check] = []
     while len(checks) < ROUNDS and rows[0].layout not in [check.layout for check in checks]:
         scale = checks[-1].scale if checks else 1.0
-        checks.append(check(settings, rows[0], scale))
+        checks.append(check(settings, rows[0].layout, rows[0].memory.scaled(1 / scale)))
         rows = plan(settings, checks[-1].scale)
     return rows, checks
 
 
-def check(settings: PlanSettings, row: Row, scale: float = 1.0) -> Check:
-    """Rehearse a layout of the planner.
+def check(settings: PlanSettings, layout: Layout, memory: Memory) -> Check:
+    """Rehearse a layout whose memory the formula has, without corrections.
 
-    Args:
-        scale: that the row's activations have been multiplied by.
+    Raises:
+        InputError: as `rehearse`.
     """
-    layout, memory = row.layout, row.memory
     words = ("train", "--bf16", *layout.arguments().split())
     job = Job((Stage(words, settings.gpus),), settings.model, settings.length, settings.original_length)
     machines = MachineSettings(memory=settings.memory, gpus_per_node=settings.gpus_per_node)
     peak = max(one.peak for one in rehearse(job, machines))
-    formula = (memory.activations + memory.logits) / scale
-    return Check(
-        layout,
-        memory.weights_and_optimizer + formula,
-        peak,
-        (peak - memory.weights_and_optimizer) / formula,
-    )
+    scale = (peak - memory.weights_and_optimizer) / (memory.activations + memory.logits)
+    return Check(layout, memory.total, peak, scale)

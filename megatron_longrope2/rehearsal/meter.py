@@ -20,10 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from megatron_longrope2.rehearsal.result import Category
 
-# Share of a tensor that a rank of n sends, by the name that c10d gives the collective: ring algorithms.
-# Gathers and scatters count the whole tensor, all ranks' parts together.
-_RINGS = ("allgather", "reduce_scatter", "alltoall")
-
 # Operations after which the host waits for the device, beside copies to the host.
 _WAITING = {
     torch.ops.aten._local_scalar_dense.default,
@@ -187,18 +183,27 @@ class Meter(TorchDispatchMode):
         group = next((one for one in map(_process_group, args) if one is not None), None)
         if group is None or name.startswith(("recv", "barrier")):
             return
-        size = group.size()
         ranks = dist.get_process_group_ranks(group)
-        largest = max((one.numel() * one.element_size() for one in inputs), default=0)
-        if "coalesced" in name:
-            largest = sum(one.numel() * one.element_size() for one in inputs) * size // (size + 1)
-        share = 1.0
-        if name.startswith("allreduce"):
-            share = 2 * (size - 1) / size
-        elif any(ring in name for ring in _RINGS):
-            share = (size - 1) / size
+        given = sum(one.numel() * one.element_size() for one in inputs)
         leaves = len({rank // self._gpus_per_node for rank in ranks}) > 1
-        self.traffic[name, _group_name(tuple(ranks)), leaves] += round(share * largest)
+        self.traffic[name, _group_name(tuple(ranks)), leaves] += _sent(name, given, len(ranks))
+
+
+def _sent(name: str, given: int, ranks: int) -> int:
+    """Bytes that a rank sends in a collective, as rings send them.
+
+    Args:
+        name: c10d's.
+        given: bytes of the tensors it was called with, those for the results included.
+    """
+    if name.startswith("allreduce"):
+        return 2 * given * (ranks - 1) // ranks
+    if name.startswith(("allgather", "reduce_scatter")):
+        # The whole, and one rank's part of it.
+        return given * (ranks - 1) // (ranks + 1)
+    if name.startswith("alltoall"):
+        return given // 2 * (ranks - 1) // ranks
+    return given
 
 
 def _goes_to_host(function: Any, output: Any) -> bool:

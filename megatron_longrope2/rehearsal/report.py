@@ -31,13 +31,13 @@ def verdict(rehearsals: Sequence[Rehearsal], machines: MachineSettings) -> str:
     """One line: it fits, or what does not and what to change."""
     worst = max(rehearsals, key=lambda one: one.peak)
     what = f"{worst.stage}, rank {worst.rank} ({worst.role})"
-    size = f"{worst.peak / GIB:.1f} of {machines.memory:g} GiB"
+    size = f"{_gib(worst.peak)} of {machines.memory:g} GiB"
     if fits(rehearsals, machines):
         return f"fits: the fullest GPU has {size} in use, in {what}"
     largest = max(worst.categories, key=lambda name: worst.categories[name])
     return (
         f"does not fit: {what} needs {size}, of which {USABLE:.0%} may be used; {largest} take "
-        f"{worst.categories[largest] / GIB:.1f} GiB: {_REMEDIES[largest]}"
+        f"{_gib(worst.categories[largest])} GiB: {_REMEDIES[largest]}"
     )
 
 
@@ -48,8 +48,8 @@ def text(rehearsals: Sequence[Rehearsal], machines: MachineSettings) -> str:
             one.stage,
             one.rank,
             one.role,
-            f"{one.peak / GIB:.1f}",
-            *(f"{one.categories.get(name, 0) / GIB:.1f}" for name in CATEGORIES),
+            _gib(one.peak),
+            *(_gib(one.categories.get(name, 0)) for name in CATEGORIES),
             "-".join(map(str, sorted(set(one.launches)))),
         ]
         for one in rehearsals
@@ -76,7 +76,7 @@ def _details(one: Rehearsal) -> str:
     lines = [f"{one.stage}, rank {one.rank}: the peak is reached by {one.peak_operation}"]
     tensors = [
         [
-            f"{entry['bytes'] / GIB:.2f}",
+            _gib(entry["bytes"]),
             f"{entry['count']} x" if entry["count"] > 1 else "",
             " x ".join(map(str, entry["shape"])),
             entry["dtype"],
@@ -92,7 +92,7 @@ def _details(one: Rehearsal) -> str:
         sizes = sent.setdefault((entry["collective"], entry["group"]), [0, 0])
         sizes[entry["between_nodes"]] += entry["bytes"]
     traffic = [
-        [*names, f"{inside / GIB:.2f}", f"{outside / GIB:.2f}"]
+        [*names, _gib(inside), _gib(outside)]
         for names, (inside, outside) in sent.items()
         if inside + outside > GIB / 1000
     ]
@@ -106,3 +106,8 @@ def _details(one: Rehearsal) -> str:
         f"numbers read back from the device: {'some' if reads else 'none'} in layers, {waits} elsewhere"
     )
     return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    """A size in GiB, with the digits that tell it from others."""
+    return "-" if not size else f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.3f}"

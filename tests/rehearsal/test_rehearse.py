@@ -1,12 +1,13 @@
 """A rehearsal finds the memory that a real training step takes, and its own mistakes of input."""
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tests.processes import longrope2, run, torchrun
+from tests.processes import ROOT, longrope2, run, torchrun
 
 WORKER = Path(__file__).with_name("training_worker.py")
 RECOMPUTE = {
@@ -37,6 +38,13 @@ def test_the_peak_is_that_of_a_real_step(tmp_path: Path) -> None:
             ratios[name].append(peak / json.loads((tmp_path / f"{name}.{rank}").read_text()))
     assert not rehearsed
     assert all(abs(ratio - 1) < 0.05 for found in ratios.values() for ratio in found), dict(ratios)
+
+
+def test_what_does_not_fit_is_not_submitted() -> None:
+    done = longrope2("submit", ROOT / "slurm/tiny_cpu.toml", "--rehearse", "--memory", "0.02")
+    assert done.returncode == 2
+    message = done.stderr.splitlines()[-1]
+    assert re.search(r"tiny_cpu.toml: does not fit: train, rank 0 .* of 0.02 GiB.*: use a larger --", message)
 
 
 @pytest.mark.parametrize(
