@@ -52,6 +52,8 @@ def test_numbers_read_back_are_found_with_their_line() -> None:
 class Waiting(TransformerLayer):
     """A layer that reads a number from its device."""
 
+    __call__ = torch.nn.Module.__call__
+
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 

@@ -1,29 +1,16 @@
 """The planner's command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_longrope2.files import read_json
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_longrope2", "plan", *map(str, options)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+from tests.processes import ROOT, longrope2
 
 
 def test_table_recommendation_and_json(tmp_path: Path) -> None:
     output = ("--output", tmp_path / "plan.json")
-    finished = run("--model", "phi3-mini", "--gpus", 16, *output, "--top", 3, "--formula-only")
+    finished = longrope2("plan", "--model", "phi3-mini", "--gpus", 16, *output, "--top", 3, "--formula-only")
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert lines[0].split()[:4] == ["TP", "CP", "PP", "DP"]
@@ -36,7 +23,9 @@ def test_table_recommendation_and_json(tmp_path: Path) -> None:
 
 def test_the_recommendation_is_rehearsed(tmp_path: Path) -> None:
     output = ("--output", tmp_path / "plan.json")
-    finished = run("--model", "examples/tiny_cpu/base", "--length", 512, "--gpus", 2, *output)
+    finished = longrope2(
+        "plan", "--model", ROOT / "examples/tiny_cpu/base", "--length", 512, "--gpus", 2, *output
+    )
     assert finished.returncode == 0, finished.stderr
     written = read_json(tmp_path / "plan.json")
     (check,) = written["rehearsals"]
@@ -56,7 +45,7 @@ def test_the_recommendation_is_rehearsed(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(options: tuple[object, ...], message: str) -> None:
-    finished = run("--model", "llama3-70b", *options)
+    finished = longrope2("plan", "--model", "llama3-70b", *options)
     assert finished.returncode == 2
     assert finished.stderr.startswith(message)
     assert finished.stderr.count("\n") == 1
