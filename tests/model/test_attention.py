@@ -111,6 +111,34 @@ def test_repeated_heads_change_nothing(
     assert_close(core(*inputs, None), expected, inputs)
 
 
+def varlen_kernel(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, window_size: Any, **_: Any
+) -> torch.Tensor:
+    """A GPU's variable-length kernel."""
+    cu_q, cu_k, longest_q, longest_k = rest
+    assert (longest_q, longest_k, window_size) == (cu_q.diff().max(), cu_k.diff().max(), (-1, 0))
+    return torch.cat(
+        [
+            reference(q[a:b], k[c:d], v[c:d]).unflatten(-1, (HEADS, DIM))
+            for (a, b), (c, d) in zip(
+                itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True
+            )
+        ]
+    )
+
+
+def test_a_chunk_of_prompts_takes_one_call(
+    core: TorchDotProductAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose queries are the last of their tokens, as a GPU gets them."""
+    query, key, value = tensors(6, keys=10, batch=3)
+    expected = torch.stack([reference(*(x[:, row] for x in (query, key, value))) for row in range(3)], dim=1)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_kernel)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda _: True)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", None)
+    torch.testing.assert_close(core(query, key, value, None).double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("cp_size", "cp_rank"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("one_call", [False, True])
 def test_segments_of_a_rank(
@@ -128,25 +156,11 @@ def test_segments_of_a_rank(
     expected = torch.cat([reference(*document) for document in documents])
     held = [DocumentPack.of(lengths, cp_size, rank).local_indices for rank in range(cp_size)]
 
-    def kernel(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, window_size: Any, **_: Any
-    ) -> torch.Tensor:
-        cu_q, cu_k, longest_q, longest_k = rest
-        assert (longest_q, longest_k, window_size) == (cu_q.diff().max(), cu_k.diff().max(), (-1, 0))
-        return torch.cat(
-            [
-                reference(q[a:b], k[c:d], v[c:d]).unflatten(-1, (HEADS, DIM))
-                for (a, b), (c, d) in zip(
-                    itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True
-                )
-            ]
-        )
-
     def gather(own: torch.Tensor, **_: Any) -> torch.Tensor:
         whole = key if own.equal(key[pack.local_indices]) else value
         return torch.cat([whole[shard] for shard in held])
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_kernel)
     monkeypatch.setattr(attention, "gather_from_sequence_parallel_region", gather)
     if one_call:
         monkeypatch.setattr(attention, "has_varlen_kernel", lambda _: True)
