@@ -126,6 +126,8 @@ def _run(task: _Task) -> Any:
 
 
 def _result(task: _Task, meter: Any, seconds: float) -> Rehearsal:
+    from megatron_longrope2.rehearsal import kernels
+
     alive = meter.at_peak()
     categories: dict[str, int] = {}
     for one in alive:
@@ -149,6 +151,7 @@ def _result(task: _Task, meter: Any, seconds: float) -> Rehearsal:
             for (line, in_layer), times in meter.read_backs.most_common()
         ],
         largest_tensor=meter.largest_tensor,
+        stand_ins=kernels.stand_ins(transformer_engine=has_transformer_engine(task.stage)),
         seconds=seconds,
     )
 

@@ -11,6 +11,9 @@ from megatron_longrope2.tables import text_table
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
+# Kinds of operations that are printed; JSON has all.
+KINDS = 12
+
 # What to change where a category is what does not fit.
 _REMEDIES: dict[str, str] = {
     "weights": "use a larger --tensor-model-parallel-size or --pipeline-model-parallel-size",
@@ -59,7 +62,11 @@ def text(rehearsals: Sequence[Rehearsal], machines: MachineSettings) -> str:
     for one in sorted(rehearsals, key=lambda one: one.peak):
         fullest[one.stage] = one
     details = [_details(fullest[name]) for name in dict.fromkeys(one.stage for one in rehearsals)]
-    return "\n\n".join([text_table(header, rows, left=3), *details, verdict(rehearsals, machines)])
+    replaced = {what: by for one in rehearsals for what, by in one.stand_ins.items()}
+    lines = ["What cannot be run without a GPU, and what was run for it:"]
+    lines += [f"  {what}: {by}" for what, by in replaced.items()]
+    table = text_table(header, rows, left=3)
+    return "\n\n".join([table, *details, "\n".join(lines), verdict(rehearsals, machines)])
 
 
 def to_dict(rehearsals: Sequence[Rehearsal], machines: MachineSettings) -> dict[str, Any]:
@@ -99,12 +106,15 @@ def _details(one: Rehearsal) -> str:
     if traffic:
         header = ["collective", "group", "GiB sent inside a node", "between nodes"]
         lines.append(text_table(header, traffic, left=2))
-    reads = [entry for entry in one.read_backs if entry["in_layer"]]
-    waits = sum(entry["times"] for entry in one.read_backs if not entry["in_layer"])
-    lines += [f"A LAYER WAITS FOR THE DEVICE, {entry['times']} times: {entry['line']}" for entry in reads]
-    lines.append(
-        f"numbers read back from the device: {'some' if reads else 'none'} in layers, {waits} elsewhere"
-    )
+    kinds = list(one.operations.items())
+    total = sum(one.operations.values())
+    listed = ", ".join(f"{name} {times}" for name, times in kinds[:KINDS])
+    lines.append(f"operations: {total}, of {len(kinds)} kinds: {listed}" + (", ..." if kinds[KINDS:] else ""))
+    in_layers = [entry for entry in one.read_backs if entry["in_layer"]]
+    lines.append(f"numbers read back from the device in layers: {'' if in_layers else 'none'}")
+    lines += [f"  {entry['times']} x {entry['line']}" for entry in in_layers]
+    lines.append("elsewhere:")
+    lines += [f"  {entry['times']} x {entry['line']}" for entry in one.read_backs if not entry["in_layer"]]
     return "\n".join(lines)
 
 

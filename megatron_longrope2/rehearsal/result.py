@@ -27,6 +27,7 @@ class Rehearsal:
         launches: the least and the most operations of a layer's forward pass.
         read_backs: lines that made the host wait for the device, how often, and whether in a layer.
         largest_tensor: elements of the largest tensor of all.
+        stand_ins: what could not be run, and what was run for it.
         seconds: that the rehearsal took.
     """
 
@@ -42,4 +43,5 @@ class Rehearsal:
     launches: tuple[int, int]
     read_backs: list[dict[str, Any]]
     largest_tensor: int
+    stand_ins: dict[str, str]
     seconds: float = field(compare=False)
