@@ -59,19 +59,17 @@ def distinct_ranks(stage: Stage) -> dict[int, str]:
     """
     from megatron_longrope2.rehearsal.stages import layout_of
 
-    layout = layout_of(stage.words)
-    stages, inner = layout.pipeline_model_parallel_size, layout.tensor_model_parallel_size
-    split = stages * inner * layout.context_parallel_size
+    tensor, pipeline, context = layout_of(stage.words)
+    split = tensor * pipeline * context
     if stage.ranks % split:
         raise InputError(f"{stage.name}: {stage.ranks} ranks are not a multiple of {split}, the layout's")
-    per_stage = stage.ranks // stages
-    roles = {0: "first stage" if stages > 1 else "every rank"}
-    if layout.context_parallel_size > 1 and stage.words[0] == "train":
-        roles[inner * (layout.context_parallel_size - 1)] = "last context-parallel rank"
-    if stages > 2:
-        roles[stages // 2 * per_stage] = "middle stage"
-    if stages > 1:
-        roles[(stages - 1) * per_stage] = "last stage"
+    roles = {0: "first stage" if pipeline > 1 else "every rank"}
+    if context > 1 and stage.words[0] == "train":
+        roles[tensor * (context - 1)] = "last context-parallel rank"
+    if pipeline > 2:
+        roles[pipeline // 2 * stage.ranks // pipeline] = "middle stage"
+    if pipeline > 1:
+        roles[(pipeline - 1) * stage.ranks // pipeline] = "last stage"
     return roles
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,12 +18,14 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.evaluation.generation import generate
 from megatron_longrope2.evaluation.settings import GenerationSettings
 from megatron_longrope2.model.arguments import model_config
+from megatron_longrope2.model.learned_factors import LearnedFactors
 from megatron_longrope2.model.loading import LoadedModel, make_model
 from megatron_longrope2.model.settings import LayoutSettings
 from megatron_longrope2.rehearsal.meter import Meter
 from megatron_longrope2.scoring.megatron import MegatronScorer
 from megatron_longrope2.scoring.samples import Sample
 from megatron_longrope2.search.needle_loss import NeedleLoss
+from megatron_longrope2.search.run import model_arguments
 from megatron_longrope2.search.settings import SearchSettings
 from megatron_longrope2.training.arguments import parse_training_arguments
 from megatron_longrope2.training.loop import run
@@ -32,18 +34,44 @@ from megatron_longrope2.training.loop import run
 ANSWER = 8
 NEW_TOKENS = 3
 
-# Documents of the original length that would fit into one document of a pack of small ones.
+# How many of the small documents of a pack are as long as the original length.
 SMALL = 8
 
 
-def layout_of(words: Sequence[str]) -> LayoutSettings:
-    """The parallel layout in a command's words."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    kinds = ("tensor", "pipeline", "context")
-    names = {"tensor": "tensor-model", "pipeline": "pipeline-model", "context": "context"}
-    for kind in kinds:
-        parser.add_argument(f"--{names[kind]}-parallel-size", type=int, default=1)
-    return LayoutSettings(**vars(parser.parse_known_args(list(words))[0]))
+def _filled(documents: list[int], length: int, small: int) -> list[int]:
+    """The documents, small ones after them, and one that fills the pack."""
+    count, rest = divmod(length - sum(documents), small)
+    return [*documents, *[small] * count, *([rest] if rest else [])]
+
+
+# The micro-batches of a step, from the segment's length and that of a small document: a long document, many
+# small ones, both.
+PACKS: tuple[Callable[[int, int], list[int]], ...] = (
+    lambda length, _: [length],
+    lambda length, small: _filled([], length, small),
+    lambda length, small: _filled([length // 2], length, small),
+)
+
+
+def numbers(words: Sequence[str], *options: str) -> tuple[int, ...]:
+    """What a command's words say of options that are numbers, and 1 where they say nothing.
+
+    Raises:
+        InputError: one is no number.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in options:
+        parser.add_argument(option, type=int, default=1)
+    try:
+        return tuple(vars(parser.parse_known_args(list(words))[0]).values())
+    except ArgumentError as error:
+        raise InputError(str(error)) from error
+
+
+def layout_of(words: Sequence[str]) -> tuple[int, ...]:
+    """Tensor, pipeline and context parallel size in a command's words; InputError as `numbers`."""
+    model = [f"--{kind}-model-parallel-size" for kind in ("tensor", "pipeline")]
+    return numbers(words, *model, "--context-parallel-size")
 
 
 def train(words: Sequence[str], target: int, shape: dict[str, Any], meter: Meter) -> None:
@@ -56,28 +84,23 @@ def train(words: Sequence[str], target: int, shape: dict[str, Any], meter: Meter
         shape: the model's arguments.
         meter: in which it is run.
     """
-    layout = layout_of(words)
-    split = (
-        layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size * layout.context_parallel_size
-    )
-    micro_batches = max(3, layout.pipeline_model_parallel_size)
+    tensor, pipeline, context = layout_of(words)
+    data = int(os.environ["WORLD_SIZE"]) // (tensor * pipeline * context)
+    (micro_batch,) = numbers(words, "--micro-batch-size")
+    if pipeline > 1 and micro_batch > 1:
+        raise InputError(
+            f"--micro-batch-size: {micro_batch}: pipeline stages would tell each other the sizes of their "
+            "packs, which no rehearsal knows; rehearse it with 1"
+        )
     # What the words do not say; of an option that is given twice, the last one counts.
     needed = ["--micro-batch-size", "1", "--seq-length", str(target), "--lr", "1e-5"]
     sys.argv = ["longrope2 train", *needed, *words]
-    args = parse_training_arguments(
-        {
-            **shape,
-            **_NO_RUN,
-            "global_batch_size": _micro_batch_size(words)
-            * (int(os.environ["WORLD_SIZE"]) // split)
-            * micro_batches,
-        }
-    )
+    global_batch = micro_batch * data * max(len(PACKS), pipeline)
+    args = parse_training_arguments({**shape, **_NO_RUN, "global_batch_size": global_batch})
     original, length = args.original_length, args.seq_length
-    unit = 2 * args.context_parallel_size * args.tensor_model_parallel_size
+    unit = 2 * context * tensor
     small = max(unit, original // SMALL // unit * unit)
-    packs = [[length], [small] * (length // small), [length // 2] + [small] * (length // 2 // small)]
-    dataset = _Segments([_filled(pack, length) for pack in packs], length)
+    dataset = _Segments([pack(length, small) for pack in PACKS])
 
     def provide(_: Any, vp_stage: int | None = None) -> Any:  # noqa: ARG001 - upstream's signature
         return dataset, None, None
@@ -126,15 +149,11 @@ def search(words: Sequence[str], target: int, shape: dict[str, Any], meter: Mete
     _, bound, _ = longrope2().parse_args(["search", *words], exit_on_error=False, print_error=False)
     settings: SearchSettings = bound.arguments["settings"]
     length = settings.target_length
-    model = _model(settings.layout, shape, length, meter)
+    model = _model(settings.layout, {**shape, **model_arguments(settings)}, length, meter)
     samples = [_sample(length, ANSWER)] * MegatronScorer(model).workers
     if settings.algorithm == "evolution":
         MegatronScorer(model)(samples, [model.factors] * len(samples))
         return
-    from megatron_longrope2.model.learned_factors import LearnedFactors
-
-    if not settings.gradient.no_recompute:
-        model.chunks[0].config.recompute_granularity = "full"
     NeedleLoss(model)(LearnedFactors(model.factors), samples)
 
 
@@ -198,37 +217,26 @@ def _label_training(meter: Meter, model: Iterable[Any], optimizer: Any) -> None:
             meter.label(state.values(), "optimizer states")
 
 
-def _micro_batch_size(words: Sequence[str]) -> int:
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--micro-batch-size", type=int, default=1)
-    return parser.parse_known_args(list(words))[0].micro_batch_size
-
-
-def _filled(pack: list[int], length: int) -> list[int]:
-    """The documents, and one more that fills the pack."""
-    rest = length - sum(pack)
-    return [*pack, rest] if rest else pack
-
-
 class _Segments(Dataset[dict[str, Tensor]]):
     """Packs in turn, as the training dataset has them."""
 
-    def __init__(self, packs: list[list[int]], length: int) -> None:
-        if not all(packs):
-            raise InputError(f"--seq-length: {length} tokens cannot be rehearsed")
-        self._packs, self._length = packs, length
+    def __init__(self, packs: list[list[int]]) -> None:
+        self._packs = packs
+        self._width = 1 + max(map(len, packs))
 
     def __len__(self) -> int:
         return 1 << 20
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         pack = self._packs[index % len(self._packs)]
-        tokens = torch.ones(self._length, dtype=torch.int64)
+        tokens = torch.ones(sum(pack), dtype=torch.int64)
+        ends = [*accumulate(pack)]
+        ends += [sum(pack)] * (self._width - 1 - len(ends))
         return {
             "tokens": tokens,
             "labels": tokens,
-            "loss_mask": torch.ones(self._length),
+            "loss_mask": torch.ones(sum(pack)),
             "position_ids": tokens,
-            "cu_seqlens": torch.tensor([0, *accumulate(pack)], dtype=torch.int32),
+            "cu_seqlens": torch.tensor([0, *ends], dtype=torch.int32),
             "max_seqlen": torch.tensor(max(pack), dtype=torch.int32),
         }

@@ -76,16 +76,19 @@ def run_search(settings: SearchSettings) -> dict[str, Any]:
 
 def load(settings: SearchSettings) -> LoadedModel:
     """The model of a search; once a process."""
-    arguments: dict[str, Any] = {}
-    if settings.algorithm == "gradient":
-        arguments["apply_rope_fusion"] = False  # the fused kernel has no gradient for the angles
-        if not settings.gradient.no_recompute:
-            arguments |= {
-                "recompute_granularity": "full",
-                "recompute_method": "uniform",
-                "recompute_num_layers": 1,
-            }
-    return load_model(settings.load, settings.layout, **arguments)
+    return load_model(settings.load, settings.layout, **model_arguments(settings))
+
+
+def model_arguments(settings: SearchSettings) -> dict[str, Any]:
+    """What a search wants of Megatron beside the layout."""
+    if settings.algorithm == "evolution":
+        return {}
+    # Transformer Engine's fused kernel has no gradient for the angles.
+    arguments: dict[str, Any] = {"apply_rope_fusion": False}
+    if settings.gradient.no_recompute:
+        return arguments
+    recompute = {"granularity": "full", "method": "uniform", "num_layers": 1}
+    return arguments | {f"recompute_{name}": value for name, value in recompute.items()}
 
 
 def prepare(settings: SearchSettings, model: LoadedModel | None = None) -> Search:
