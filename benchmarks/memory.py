@@ -31,7 +31,7 @@ LAYOUTS = {
         Layout(8, 4, 1, 2, "none"),
         Layout(2, 4, 1, 4, "none"),
         Layout(2, 4, 1, 2, "none"),
-        Layout(2, 4, 1, 1, "none"),
+        Layout(4, 2, 1, 1, "none"),
     ),
 }
 
