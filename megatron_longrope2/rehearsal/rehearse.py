@@ -54,6 +54,8 @@ def rehearse(job: Job, machines: MachineSettings) -> list[Rehearsal]:
 def distinct_ranks(stage: Stage) -> dict[int, str]:
     """The ranks that differ in what they hold: number to role.
 
+    Tensor- and context-parallel ranks do not: each has as many tokens, and as many keys to attend to.
+
     Raises:
         InputError: the layout does not divide the ranks.
     """
@@ -64,8 +66,6 @@ def distinct_ranks(stage: Stage) -> dict[int, str]:
     if stage.ranks % split:
         raise InputError(f"{stage.name}: {stage.ranks} ranks are not a multiple of {split}, the layout's")
     roles = {0: "first stage" if pipeline > 1 else "every rank"}
-    if context > 1 and stage.words[0] == "train":
-        roles[tensor * (context - 1)] = "last context-parallel rank"
     if pipeline > 2:
         roles[pipeline // 2 * stage.ranks // pipeline] = "middle stage"
     if pipeline > 1:

@@ -11,7 +11,6 @@ from tests.processes import ROOT, longrope2, run, torchrun
 
 WORKER = Path(__file__).with_name("training_worker.py")
 RECOMPUTE = {
-    "none": "",
     "MLPs": "--recompute-granularity selective --recompute-modules mlp",
     "full": "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
 }
@@ -19,9 +18,7 @@ LAYOUTS = {
     "TP2": "--tensor-model-parallel-size 2 --sequence-parallel",
     "CP2, MLPs": f"--context-parallel-size 2 {RECOMPUTE['MLPs']}",
     "PP2": "--pipeline-model-parallel-size 2",
-    "DP2": "--use-distributed-optimizer",
-    "DP2, MLPs": f"--use-distributed-optimizer --overlap-grad-reduce {RECOMPUTE['MLPs']}",
-    "DP2, full": f"--use-distributed-optimizer {RECOMPUTE['full']}",
+    "DP2, full": f"--use-distributed-optimizer --overlap-grad-reduce {RECOMPUTE['full']}",
 }
 
 
