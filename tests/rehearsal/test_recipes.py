@@ -26,12 +26,12 @@ def phi3_mini(folder: Path) -> list[str]:
 @pytest.fixture(scope="module", params=["llama3-8b", "phi3-mini"])
 def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rehearsed")
-    # Needles and perplexity are scored as the search's candidates are; that saves the time of two stages.
+    # The other stages score needles and texts in one forward pass: less than training, and no cache.
     example = (ROOT / "slurm/example.toml").read_text()
     (folder / "chain.toml").write_text(
         re.sub(r'^    "(needle|perplexity).*\n', "", example, flags=re.MULTILINE)
     )
-    words = [folder / "chain.toml", "--model", "llama3-8b"]
+    words = [folder / "chain.toml", "--model", "llama3-8b", "--stages", "train", "evaluate"]
     if request.param == "phi3-mini":
         words = phi3_mini(folder / "shell")
     done = longrope2("rehearse", "--output", folder / "found.json", *words)
@@ -41,10 +41,10 @@ def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return {**found, "model": PRESETS[request.param]}
 
 
-def test_fits_with_every_rank_and_stage(rehearsed: dict[str, Any]) -> None:
+def test_fits_in_every_stage(rehearsed: dict[str, Any]) -> None:
     stages = {rank["stage"] for rank in rehearsed["ranks"]}
     if rehearsed["model"].name == "llama3-8b":
-        assert stages == {"search", "train", "evaluate ruler"}
+        assert stages == {"train", "evaluate ruler"}
     for rank in rehearsed["ranks"]:
         assert rank["peak"] == sum(rank["categories"].values())
         assert rank["peak"] < 0.9 * 80 * 2**30

@@ -64,7 +64,10 @@ def test_what_does_not_fit_is_not_submitted() -> None:
             ],
             "train: 6 ranks are not a multiple of 4",
         ),
-        (["--model", "llama3-8b", "--command", "train", "--no-such-option"], "unrecognized arguments"),
+        (
+            ["--model", "llama3-8b", "--command", "train", "--context-parallel-size", "two"],
+            "argument --context-parallel-size: invalid int value: 'two'",
+        ),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], message: str) -> None:
