@@ -12,14 +12,14 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.files import write_json
 from megatron_longrope2.launch.commands import rehearsal_job
 from megatron_longrope2.launch.settings import load_settings
-from megatron_longrope2.rehearsal.settings import VERBS, Job, MachineSettings, Stage
+from megatron_longrope2.rehearsal.settings import VERBS, Job, MachineSettings, Stage, Verb
 
 
 def main(
     settings: Path | None = None,
     /,
     *,
-    stages: tuple[str, ...] = VERBS,
+    stages: tuple[Verb, ...] = VERBS,
     model: str | None = None,
     length: PositiveInt | None = None,
     original_length: PositiveInt | None = None,

@@ -87,8 +87,8 @@ class _Task:
 
 def has_transformer_engine(stage: Stage) -> bool:
     """Whether a stage would run on Transformer Engine's layers: in bf16, unless it says otherwise."""
-    local = ("--transformer-impl", "local")
-    return "--bf16" in stage.words and local not in zip(stage.words, stage.words[1:], strict=False)
+    declined = "--transformer-impl local" in " ".join(stage.words).replace("=", " ")
+    return "--bf16" in stage.words and not declined
 
 
 def _rehearse_rank(task: _Task) -> Rehearsal | str:

@@ -1,6 +1,7 @@
 """What is rehearsed, and on which machines. Imports no Megatron."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from cyclopts.types import PositiveFloat, PositiveInt
 
@@ -8,7 +9,8 @@ from megatron_longrope2.errors import InputError
 from megatron_longrope2.options import options
 
 # The stages that run a model on GPUs.
-VERBS = ("search", "train", "evaluate")
+Verb = Literal["search", "train", "evaluate"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
 
 
 @dataclass(frozen=True)
